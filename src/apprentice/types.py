@@ -1,0 +1,339 @@
+"""The vocabulary: frozen values and the contracts of plugins.
+
+Values are pydantic models that cannot be changed after they are made. Money is an integer number of micro-dollars
+(`Micros`), moments are seconds since 1970 (`Seconds`), shares and scores lie in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict, Field
+
+type Json = Any  # what `json.loads` returns; spelling it out recursively helps no reader and slows pydantic down
+type Micros = int
+type Seconds = float
+
+Phase = Literal["cold_start", "reinforcement", "steady"]
+Source = Literal["local", "remote"]
+Route = Literal["local", "remote", "both"]
+Purpose = Literal["serve", "shadow", "judge", "label", "train"]
+FinishState = Literal["complete", "truncated", "refused", "filtered"]
+VersionState = Literal["candidate", "canary", "champion", "retired", "rejected"]
+Reason = Literal[
+    "no_local_model",  # cold start: there is nobody else to ask
+    "learning",  # reinforcement: both are asked, the remote is served
+    "audit",  # the coin of the sampling law came up: both are asked
+    "deferred",  # the local model was not sure enough: the remote is asked as well
+    "certified",  # the local answer is served alone
+    "forced",  # an operator asked for the remote
+    "local_invalid",  # the local answer did not fit the schema: the remote is asked
+    "local_failed",  # the local model did not answer: the remote is asked
+    "remote_failed",  # the remote did not answer: the local answer is served
+    "budget",  # the caps left no room for the remote: the local answer is served
+]
+
+
+class Value(BaseModel):
+    """A frozen value; unknown fields are an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Task(Value):
+    """What is asked, as a model sees it. Schemas are JSON Schema objects."""
+
+    name: str
+    description: str
+    instructions: str = ""
+    input_schema: dict[str, Json]
+    output_schema: dict[str, Json]
+    examples: tuple[dict[str, Json], ...] = ()  # few-shot pairs: {"input": …, "output": …}
+
+
+class Usage(Value):
+    """Tokens as the provider counted them. `input_tokens` includes cached ones, `output_tokens` includes reasoning."""
+
+    input_tokens: int = Field(ge=0)
+    output_tokens: int = Field(ge=0)
+    cached_tokens: int = Field(default=0, ge=0)
+    reasoning_tokens: int = Field(default=0, ge=0)
+
+
+class Answer(Value):
+    """What a model said. `output` is None unless it is valid JSON that fits the task's output schema."""
+
+    output: Json = None
+    text: str = ""
+    model: str = ""  # the model that really answered, as the provider names it
+    usage: Usage | None = None  # None: the provider did not say
+    cost: Micros = 0
+    latency: Seconds = 0.0
+    finish: FinishState = "complete"
+    confidence: float | None = Field(default=None, ge=0, le=1)
+    problem: str | None = None  # why `output` is None
+
+
+class Score(Value):
+    """How well an answer matches a reference, 0 to 1, with the detail per field."""
+
+    value: float = Field(ge=0, le=1)
+    fields: dict[str, float] = {}
+
+
+class Verdict(Value):
+    """What a verifier found about an answer alone."""
+
+    state: Literal["verified", "refuted", "unverified"]
+    evidence: str = ""
+
+
+class Confidence(Value):
+    """The state of one task's quality estimate, as `decide` and `status` read it.
+
+    `agreement` is the score of the local answer against the remote one on audited requests. It is not accuracy.
+    """
+
+    phase: Phase = "cold_start"
+    version: str | None = None
+    level: float = Field(default=1.0, ge=0, le=1)  # share of least confident traffic that goes to the remote
+    threshold: float | None = None  # local confidence below this defers; None at level 1.0
+    sampling_rate: float = Field(default=1.0, ge=0, le=1)  # probability of an audit for the next request
+    agreement: float | None = None  # point estimate on audits of this version
+    lower: float | None = None  # anytime-valid 95 % bounds of the same
+    upper: float | None = None
+    window: float | None = None  # rolling mean over `window_size` comparisons, for display only
+    served_agreement: float | None = None  # estimate of the agreement of what was served locally
+    certified: bool = False
+    verified: bool = True  # False: too few audits of late to say anything
+    drift: Literal["none", "suspected", "alarm"] = "none"
+    audits: int = 0
+    labels: int = 0
+    detail: dict[str, float] = {}  # detectors and certificates by name, for display
+
+
+class Decision(Value):
+    """Who answers this request, who else is asked, why, and with what probability that was drawn."""
+
+    route: Route
+    reason: Reason
+    p: float = Field(ge=0, le=1)  # probability of an audit, computed before the request was read
+    audit: bool = False  # the coin came up (or p is 1): this comparison may feed tests
+    level: float = Field(default=1.0, ge=0, le=1)
+    threshold: float | None = None
+    phase: Phase = "cold_start"
+
+
+class Attempt(Value):
+    """One paid call: its own hold in the ledger, and what became of it."""
+
+    attempt_id: str
+    model: str
+    purpose: Purpose
+    outcome: Literal["not_sent", "rejected", "answered", "answered_no_usage", "unknown"]
+    cost: Micros
+    problem: str | None = None
+
+
+class Record(Value):
+    """One request with its Decision, Answers, Score and cost. Written once, before the caller has the answer."""
+
+    request_id: str
+    task: str
+    at: Seconds
+    input: Json
+    decision: Decision
+    version: str | None = None
+    local: Answer | None = None
+    remote: Answer | None = None
+    served: Source | None = None  # None: nobody answered; `error` says why
+    score: Score | None = None
+    attempts: tuple[Attempt, ...] = ()
+    cost: Micros = 0
+    latency: Seconds = 0.0
+    idempotency_key: str | None = None
+    tags: dict[str, str] = {}
+    error: str | None = None
+
+
+class Evidence(NamedTuple):
+    """What the controller needs of one Record, and nothing else. A plain tuple because it is made for each request."""
+
+    seq: int
+    task: str
+    at: Seconds
+    version: str | None
+    level: float  # in force when the request was decided
+    p: float
+    audit: bool
+    confidence: float | None  # of the local answer
+    score: float | None  # None: there was no pair to compare
+    served: Source | None
+
+
+class Example(Value):
+    """One training row, with where it came from and why it may be used."""
+
+    input: Json
+    target: Json
+    source: Literal["gold", "teacher", "remote"]
+    weight: float = Field(default=1.0, gt=0)
+    request_id: str | None = None
+    model: str = ""  # who produced the target
+    at: Seconds = 0.0
+    basis: str = ""  # why this row may train
+
+
+class Checkpoint(Value):
+    """Weights plus manifest, named by the hash of their content."""
+
+    id: str  # "sha256-" + 64 hex digits
+    path: Path
+    manifest: dict[str, Json]
+
+
+class Version(Value):
+    """A Checkpoint's place in a task's history."""
+
+    id: str  # "v1", "v2", … within a task
+    task: str
+    checkpoint: str
+    path: str
+    state: VersionState
+    trained_on: int
+    created_at: Seconds
+    promoted_at: Seconds | None = None
+    certified_at: Seconds | None = None
+    metrics: dict[str, Json] = {}  # hold-out results; "confidences": quantiles of the confidence on recent inputs
+
+
+class Event(Value):
+    """Something that happened to a task and that a person may want to know."""
+
+    name: str
+    task: str
+    at: Seconds
+    message: str
+    evidence: dict[str, Json] = {}
+
+
+class Cap(Value):
+    """An upper limit on what one window may cost."""
+
+    window: str  # "total", "month:2026-11", "week:2026-W47", "day:2026-11-21", with "task:NAME/" before it for one task
+    limit: Micros = Field(ge=0)
+
+
+class Hold(Value):
+    """Money reserved for one attempt before a byte leaves. `windows` are the ones it is booked in, capped or not."""
+
+    attempt_id: str
+    task: str
+    purpose: Purpose
+    model: str
+    worst: Micros = Field(ge=0)
+    windows: tuple[str, ...]
+    at: Seconds
+
+
+class Result(Value):
+    """What the caller gets. `output` fits the task's output schema, whoever answered."""
+
+    output: Json
+    source: Source
+    request_id: str
+    version: str | None
+    confidence: float | None
+    cost: Micros
+    decision: Decision
+
+
+# --- contracts of plugins ----------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Model(Protocol):
+    """Anything that answers. Raises ModelError; never returns an `output` that does not fit the schema it was given."""
+
+    async def answer(self, task: Task, input: Json) -> Answer: ...
+
+    async def close(self) -> None: ...
+
+
+type Evaluator = Callable[[Json, Json], Awaitable[Score]]
+"""(answer, reference) -> Score. Symmetric unless the evaluator says otherwise; 1.0 for equal outputs."""
+
+type Verifier = Callable[[Json], Awaitable[Verdict]]
+
+
+class Encoder(Protocol):
+    """Text to vectors: one float32 row of length `dimension` a text, of unit length."""
+
+    name: str
+    dimension: int
+
+    def encode(self, texts: Sequence[str]) -> Any: ...
+
+
+class Trainer(Protocol):
+    """Examples -> Checkpoint, written under `into`. The same examples and seed give the same checkpoint id."""
+
+    def check(self, task: Task) -> None:
+        """Raise CannotLearn if this task can never be learned by this trainer."""
+        ...
+
+    def train(self, task: Task, examples: Sequence[Example], *, into: Path, seed: int) -> Checkpoint: ...
+
+
+class Changes(NamedTuple):
+    """What happened in a store since a sequence number: enough to bring a live state up to date."""
+
+    evidence: list[Evidence]
+    champions: Mapping[str, Version]
+
+
+class Lease(NamedTuple):
+    """The right to do a job, until `until`. `token` grows with each grant; a write with an old token is refused."""
+
+    name: str
+    owner: str
+    token: int
+    until: Seconds
+
+
+class Store(Protocol):
+    """Keeps Records, Versions, Events, leases and the ledger. Every write is durable when its call returns."""
+
+    async def append(self, record: Record) -> int: ...
+    async def changes(self, after: int) -> Changes: ...
+    async def record(self, request_id: str) -> Record | None: ...
+    async def record_by_key(self, task: str, idempotency_key: str) -> Record | None: ...
+    async def records(
+        self, task: str, *, after: int = 0, limit: int | None = None, labelled: bool = False, newest: bool = False
+    ) -> list[tuple[int, Record]]: ...
+    async def count(self, task: str, *, labelled: bool = False) -> int: ...
+
+    async def save_state(self, task: str, seq: int, state: str) -> None: ...
+    async def load_state(self, task: str) -> tuple[int, str] | None: ...
+
+    async def add_version(self, version: Version) -> Version: ...
+    async def versions(self, task: str) -> list[Version]: ...
+    async def promote(self, task: str, version: str, at: Seconds, *, lease: Lease | None = None) -> None: ...
+    async def certify(self, task: str, version: str, at: Seconds) -> None: ...
+
+    async def add_event(self, event: Event) -> None: ...
+    async def events(self, task: str | None = None, *, limit: int = 100) -> list[Event]: ...
+
+    async def acquire(self, name: str, owner: str, now: Seconds, seconds: Seconds) -> Lease | None: ...
+    async def renew(self, lease: Lease, now: Seconds, seconds: Seconds) -> Lease | None: ...
+    async def release(self, lease: Lease) -> None: ...
+
+    async def reserve(self, hold: Hold, caps: Sequence[Cap]) -> None: ...
+    async def settle(
+        self, attempt_id: str, cost: Micros, *, state: Literal["settled", "assumed", "released"]
+    ) -> None: ...
+    async def spent(self, windows: Sequence[str]) -> dict[str, Micros]: ...
+
+    async def close(self) -> None: ...
