@@ -13,7 +13,7 @@ test: $(READY)
 slow: $(READY)
 	@$(PY) -m pytest -m slow $(ARGS)
 
-check: format lint types imports test
+check: format lint types imports test docs examples
 
 format: $(READY)
 	@$(VENV)/bin/ruff format --check .
@@ -24,7 +24,7 @@ types: $(READY)
 imports: $(READY)
 	@$(VENV)/bin/lint-imports
 docs: $(READY)
-	@$(PY) -m benches.reference
+	@$(PY) docs/generate.py --check
 examples: $(READY)
 	@$(PY) -m pytest tests/test_examples.py $(ARGS)
 

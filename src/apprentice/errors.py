@@ -1,7 +1,7 @@
 """Every error that Apprentice raises, in one tree.
 
-`retryable` says whether the same call may succeed later without anybody changing anything; `hint` says what a person can
-do. Both stand on the class, so that a caller can decide without reading prose; an instance may sharpen the hint.
+`retryable` says whether the same call may succeed later without anybody changing anything; `hint` says what a person
+can do. Both stand on the class, so that a caller can decide without reading prose; an instance may sharpen them.
 
     ApprenticeError
     ├── ConfigError             a file, a field, a plugin or an extra is wrong or missing
@@ -32,6 +32,10 @@ do. Both stand on the class, so that a caller can decide without reading prose; 
 """
 
 from __future__ import annotations
+
+from typing import Any, Literal
+
+type Became = Literal["not_sent", "rejected", "answered", "answered_no_usage", "unknown"]
 
 
 class ApprenticeError(Exception):
@@ -101,7 +105,30 @@ class PriceUnknown(BudgetError):
 
 
 class ModelError(ApprenticeError):
-    """A model did not give a usable answer."""
+    """A model did not give a usable answer; it carries what became of the attempt, because money hangs on it.
+
+    `outcome`: one of the outcomes of types.Attempt. `retry_after`: seconds that the provider asks us to wait. `usage`
+    (a types.Usage, which stands above this module) and `text`: what the provider billed, and what it said for it.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        outcome: Became = "unknown",
+        retry_after: float | None = None,
+        usage: Any = None,
+        text: str = "",
+        retryable: bool | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.outcome = outcome
+        self.retry_after = retry_after
+        self.usage = usage
+        self.text = text
+        if retryable is not None:
+            self.retryable = retryable
 
 
 class ModelUnavailable(ModelError):

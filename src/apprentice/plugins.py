@@ -37,7 +37,7 @@ def find(kind: Kind, name: str) -> ModuleType:
     Raises ConfigError when there is none of that name (with the nearest names), and MissingExtra from the plugin itself
     when it needs a package that is not installed.
     """
-    if name.isidentifier() and importlib.util.find_spec(f"apprentice.{kind}.{name}") is not None:
+    if name.isidentifier() and not name.startswith("_") and importlib.util.find_spec(f"apprentice.{kind}.{name}") is not None:
         return importlib.import_module(f"apprentice.{kind}.{name}")
     for point in entry_points(group=f"apprentice.{kind}", name=name):
         module = point.load()

@@ -171,6 +171,7 @@ class Evidence(NamedTuple):
     confidence: float | None  # of the local answer
     score: float | None  # None: there was no pair to compare
     served: Source | None
+    pair: tuple[float, float] | None = None  # numeric answers (local, remote), where the task has one number to compare
 
 
 class Example(Value):
@@ -217,6 +218,7 @@ class Event(Value):
     at: Seconds
     message: str
     evidence: dict[str, Json] = {}
+    key: str | None = None  # a second Event of the same task and key is the same Event: it is kept once
 
 
 class Cap(Value):
@@ -236,6 +238,18 @@ class Hold(Value):
     worst: Micros = Field(ge=0)
     windows: tuple[str, ...]
     at: Seconds
+
+
+class Spending(NamedTuple):
+    """The attempts of one day, task, purpose, model and state, added up. What is still held counts with its worst case."""
+
+    day: str  # "2026-11-21"; empty if the holds were booked in no window of a day
+    task: str
+    purpose: Purpose
+    model: str
+    state: Literal["held", "settled", "assumed", "released"]
+    attempts: int
+    cost: Micros
 
 
 class Result(Value):
@@ -335,5 +349,7 @@ class Store(Protocol):
         self, attempt_id: str, cost: Micros, *, state: Literal["settled", "assumed", "released"]
     ) -> None: ...
     async def spent(self, windows: Sequence[str]) -> dict[str, Micros]: ...
+    async def spending(self, *, since: Seconds = 0.0) -> list[Spending]: ...
+    async def holds(self, before: Seconds) -> list[Hold]: ...
 
     async def close(self) -> None: ...

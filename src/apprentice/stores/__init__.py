@@ -1,1 +1,468 @@
+"""Where Records, Versions, Events, leases and the ledger are kept: the schema, and what every store shares.
 
+`Books` is the arithmetic of the ledger: a store loads the rows that one transaction touches, lets `Books` decide, and
+writes back what changed. The tables are created by `MIGRATIONS`, each applied in one transaction.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import apsw
+
+from apprentice.errors import BudgetExhausted, BudgetHeld, StoreCorrupt, StoreError, StoreTooNew
+from apprentice.types import Cap, Event, Evidence, Hold, Json, Micros, Record, Version
+
+type EndState = Literal["settled", "assumed", "released"]
+
+APPLICATION_ID = 0x41505054  # "APPT" in the header of the file: tells our file from another program's database
+LARGEST = 2**63 - 1  # what an INTEGER column holds
+MAX_FLOAT = sys.float_info.max
+
+# Append only: a store that has applied number n never sees it change. Written for SQLite.
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        f"PRAGMA application_id = {APPLICATION_ID}",
+        """CREATE TABLE records (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT,
+            request_id TEXT NOT NULL UNIQUE,
+            task TEXT NOT NULL,
+            at REAL NOT NULL,
+            version TEXT,
+            level REAL NOT NULL,
+            p REAL NOT NULL,
+            audit INTEGER NOT NULL,
+            confidence REAL,
+            score REAL,
+            served TEXT,
+            local_number REAL,
+            remote_number REAL,
+            reason TEXT NOT NULL,
+            cost INTEGER NOT NULL,
+            has_remote INTEGER NOT NULL,
+            idempotency_key TEXT,
+            body TEXT NOT NULL
+        )""",
+        "CREATE INDEX records_of_task ON records (task)",
+        "CREATE INDEX records_labelled ON records (task) WHERE has_remote",
+        "CREATE UNIQUE INDEX records_key ON records (task, idempotency_key) WHERE idempotency_key IS NOT NULL",
+        """CREATE TRIGGER records_no_update BEFORE UPDATE ON records
+            BEGIN SELECT RAISE(ABORT, 'records are append-only'); END""",
+        """CREATE TRIGGER records_no_delete BEFORE DELETE ON records
+            BEGIN SELECT RAISE(ABORT, 'records are append-only'); END""",
+        """CREATE TABLE versions (
+            task TEXT NOT NULL,
+            number INTEGER NOT NULL,
+            id TEXT NOT NULL,
+            checkpoint TEXT NOT NULL,
+            path TEXT NOT NULL,
+            state TEXT NOT NULL,
+            trained_on INTEGER NOT NULL,
+            created_at REAL NOT NULL,
+            promoted_at REAL,
+            certified_at REAL,
+            metrics TEXT NOT NULL,
+            PRIMARY KEY (task, id)
+        )""",
+        "CREATE UNIQUE INDEX versions_champion ON versions (task) WHERE state = 'champion'",
+        """CREATE TABLE events (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT,
+            name TEXT NOT NULL,
+            task TEXT NOT NULL,
+            at REAL NOT NULL,
+            message TEXT NOT NULL,
+            evidence TEXT NOT NULL,
+            key TEXT
+        )""",
+        "CREATE INDEX events_of_task ON events (task)",
+        "CREATE UNIQUE INDEX events_key ON events (task, key) WHERE key IS NOT NULL",
+        """CREATE TABLE leases (
+            name TEXT PRIMARY KEY,
+            owner TEXT,
+            token INTEGER NOT NULL,
+            until REAL NOT NULL
+        ) WITHOUT ROWID""",
+        "CREATE TABLE states (task TEXT PRIMARY KEY, seq INTEGER NOT NULL, state TEXT NOT NULL) WITHOUT ROWID",
+        """CREATE TABLE ledger (
+            attempt_id TEXT PRIMARY KEY,
+            task TEXT NOT NULL,
+            purpose TEXT NOT NULL,
+            model TEXT NOT NULL,
+            windows TEXT NOT NULL,
+            day TEXT NOT NULL,
+            worst INTEGER NOT NULL CHECK (worst >= 0),
+            state TEXT NOT NULL CHECK (state IN ('held', 'settled', 'assumed', 'released')),
+            cost INTEGER NOT NULL CHECK (cost >= 0),
+            at REAL NOT NULL,
+            seal INTEGER NOT NULL
+        )""",
+        "CREATE INDEX ledger_at ON ledger (at)",
+        "CREATE INDEX ledger_held ON ledger (at) WHERE state = 'held'",
+        """CREATE TRIGGER ledger_final BEFORE UPDATE ON ledger WHEN old.state <> 'held'
+            BEGIN SELECT RAISE(ABORT, 'a closed attempt does not change'); END""",
+        """CREATE TRIGGER ledger_no_delete BEFORE DELETE ON ledger
+            BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END""",
+        """CREATE TABLE windows (
+            key TEXT PRIMARY KEY,
+            spent INTEGER NOT NULL CHECK (spent >= 0),
+            held INTEGER NOT NULL CHECK (held >= 0),
+            seal INTEGER NOT NULL
+        ) WITHOUT ROWID""",
+    ),
+)
+
+
+def migrate(connection: apsw.Connection, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None:
+    """Bring the schema up to date, each step in one transaction, so that a kill leaves whole steps behind.
+
+    Raises StoreTooNew, and StoreCorrupt for a database that is another program's.
+    """
+    name = connection.filename
+    while True:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            version = int(connection.pragma("user_version"))
+            ours = connection.pragma("application_id") == APPLICATION_ID
+            if not ours and (version or connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()):
+                raise StoreCorrupt(f"{name} is the database of another program", hint="name another file")
+            if version > len(migrations):
+                raise StoreTooNew(f"{name} has schema {version}, this apprentice knows {len(migrations)}")
+            if version == len(migrations):
+                return
+            for statement in migrations[version]:
+                connection.execute(statement)
+            connection.pragma("user_version", version + 1)
+            connection.execute("COMMIT")
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+
+
+_ODD = re.compile("[\\\\\0\ud800-\udfff]")
+_ESCAPED = re.compile(r"\\u([0-9a-f]{4})")
+
+
+def to_text(text: str) -> str:
+    r"""The text as every database can keep it: NUL, lone surrogates and the backslash as `\uXXXX`, the rest as it is.
+
+    >>> to_text("a\0b")
+    'a\\u0000b'
+    """
+    return _ODD.sub(lambda odd: f"\\u{ord(odd[0]):04x}", text)
+
+
+def from_text(text: str) -> str:
+    """The inverse of `to_text`.
+
+    >>> from_text(to_text("\\ud800 and a \\\\ in one name")) == "\\ud800 and a \\\\ in one name"
+    True
+    """
+    return _ESCAPED.sub(lambda odd: chr(int(odd[1], 16)), text)
+
+
+def to_json(value: Any, what: str) -> str:
+    """The value as ASCII JSON, lone surrogates and NUL included. Raises StoreError when it is no JSON value."""
+    try:
+        return json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise StoreError(f"{what} cannot be written as JSON: {error}", hint="store JSON values only") from error
+
+
+RECORD_COLUMNS = (
+    "request_id, task, at, version, level, p, audit, confidence, score, served, local_number, remote_number, reason, "
+    "cost, has_remote, idempotency_key, body"
+)
+
+EVIDENCE_COLUMNS = "seq, task, at, version, level, p, audit, confidence, score, served, local_number, remote_number"
+
+
+def record_row(record: Record) -> tuple[str | int | float | None, ...]:
+    """What a store writes for a Record, in the order of `RECORD_COLUMNS`. Raises StoreError when it is not JSON."""
+    decision, key = record.decision, record.idempotency_key
+    if not 0 <= record.cost <= LARGEST:
+        raise StoreError(f"record {record.request_id!r}: cost {record.cost} is not in [0, 2^63)")
+    return (
+        to_text(record.request_id),
+        to_text(record.task),
+        record.at,
+        None if record.version is None else to_text(record.version),
+        decision.level,
+        decision.p,
+        int(decision.audit),
+        record.local.confidence if record.local else None,
+        record.score.value if record.score else None,
+        record.served,
+        *(_numbers(record) or (None, None)),
+        decision.reason,
+        record.cost,
+        int(record.remote is not None and record.remote.output is not None),
+        None if key is None else to_text(key),
+        to_json(record.model_dump(mode="python"), f"record {record.request_id!r}"),
+    )
+
+
+def _numbers(record: Record) -> tuple[float, float] | None:
+    """The numbers that (local, remote) answered, if both outputs are one number or have exactly one, under one name."""
+    if record.local is None or record.remote is None:
+        return None
+    local, remote = _only_number(record.local.output), _only_number(record.remote.output)
+    if local is None or remote is None or local[0] != remote[0]:
+        return None
+    return local[1], remote[1]
+
+
+def _only_number(output: Json) -> tuple[str | None, float] | None:
+    fields = output if isinstance(output, dict) else {None: output}
+    found = [(name, value) for name, value in fields.items() if type(value) in (int, float)]
+    if len(found) != 1 or not abs(found[0][1]) <= MAX_FLOAT:
+        return None
+    return found[0][0], float(found[0][1])
+
+
+def read_evidence(row: Sequence[Any]) -> Evidence:
+    """The Evidence of a row of `EVIDENCE_COLUMNS`."""
+    seq, task, at, version, level, p, audit, confidence, score, served, local, remote = row
+    pair = None if local is None else (local, remote)
+    version = None if version is None else from_text(version)
+    return Evidence(seq, from_text(task), at, version, level, p, bool(audit), confidence, score, served, pair)
+
+
+def read_record(body: str) -> Record:
+    """The Record of a `body`. pydantic's own JSON reader refuses lone surrogates, Python's does not."""
+    return Record.model_validate(json.loads(body))
+
+
+def _seal(*values: object) -> int:
+    return zlib.crc32(repr(values).encode())
+
+
+@dataclass(slots=True)
+class Entry:
+    """One attempt in the ledger: what was held for it, in which windows, and how it ended."""
+
+    hold: Hold
+    state: Literal["held", "settled", "assumed", "released"] = "held"
+    cost: Micros = 0
+
+    @property
+    def seal(self) -> int:
+        """A checksum of what matters for money: a damaged row must be an error, never another amount."""
+        hold = self.hold
+        return _seal(hold.attempt_id, hold.task, hold.purpose, hold.worst, hold.windows, self.state, self.cost)
+
+
+@dataclass(slots=True)
+class Amount:
+    """What one window has taken so far. Open holds are apart, because they may come back."""
+
+    spent: Micros = 0
+    held: Micros = 0
+
+    def seal(self, window: str) -> int:
+        """A checksum that names the window as well, so that a damaged key cannot re-open money."""
+        return _seal(window, self.spent, self.held)
+
+
+@dataclass(slots=True)
+class Books:
+    """The rows of the ledger that one transaction touches, and the rules for changing them.
+
+    All or none: an operation that raises has changed nothing. The store loads every entry and window that the
+    operations name (a window without a row is left out, and counts as empty), and afterwards writes
+    `changed_entries` and `changed_windows`.
+    """
+
+    entries: dict[str, Entry]
+    amounts: dict[str, Amount]
+    changed_entries: set[str] = field(default_factory=set)
+    changed_windows: set[str] = field(default_factory=set)
+    known_windows: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.known_windows = frozenset(self.amounts)  # those that have a row
+
+    def reserve(self, hold: Hold, caps: Sequence[Cap]) -> None:
+        """Book the worst case in all windows of the hold, if every cap has room for it.
+
+        Raises BudgetExhausted when what is spent leaves no room, BudgetHeld when only open holds of others stand in
+        the way, StoreError when the attempt is there already or a cap limits a window that the hold is not booked in.
+        """
+        if hold.attempt_id in self.entries:
+            raise StoreError(f"attempt {hold.attempt_id!r} is in the ledger already", hint="give each attempt a new id")
+        held_up: BudgetHeld | None = None
+        for cap in caps:
+            if cap.window not in hold.windows:
+                raise StoreError(f"the cap on {cap.window!r} cannot hold: the attempt is not booked in that window")
+            amount = self.amounts.get(cap.window, Amount())
+            if amount.spent + amount.held + hold.worst <= cap.limit:
+                continue
+            text = (
+                f"{cap.window}: limit {cap.limit}, spent {amount.spent}, held {amount.held}, "
+                f"worst case of this call {hold.worst} micro-dollars"
+            )
+            if amount.spent + hold.worst > cap.limit:
+                raise BudgetExhausted(text)
+            held_up = held_up or BudgetHeld(text)
+        if held_up is not None:
+            raise held_up
+        windows = dict.fromkeys(hold.windows)
+        for window in windows:
+            self._room(window, hold.worst)
+        self.entries[hold.attempt_id] = Entry(hold)
+        self.changed_entries.add(hold.attempt_id)
+        for window in windows:
+            self.amounts.setdefault(window, Amount()).held += hold.worst
+            self.changed_windows.add(window)
+
+    def settle(self, attempt_id: str, cost: Micros, state: EndState) -> None:
+        """Replace the hold of an attempt by what it cost, in the windows in which it was reserved.
+
+        "settled" books `cost`, also when it is more than was held (the truth is booked); "assumed" books the worst
+        case, or `cost` if that is more; "released" books nothing. A second settle of an attempt changes nothing.
+        Raises StoreError for an attempt that was never reserved, or an amount that cannot be.
+        """
+        entry = self.entries.get(attempt_id)
+        if entry is None:
+            raise StoreError(f"attempt {attempt_id!r} was never reserved", hint="reserve before the call is sent")
+        if cost < 0 or (state == "released" and cost):
+            raise StoreError(f"attempt {attempt_id!r} cannot be {state} at {cost} micro-dollars")
+        if entry.state != "held":
+            return
+        worst = entry.hold.worst
+        booked = max(cost, worst) if state == "assumed" else cost
+        windows = dict.fromkeys(entry.hold.windows)
+        for window in windows:
+            self._room(window, booked)
+            if self.amounts.get(window, Amount()).held < worst:
+                raise StoreCorrupt(f"window {window!r} holds less than the open attempt {attempt_id!r}")
+        entry.state, entry.cost = state, booked
+        self.changed_entries.add(attempt_id)
+        for window in windows:
+            amount = self.amounts[window]
+            amount.held -= worst
+            amount.spent += booked
+            self.changed_windows.add(window)
+
+    def _room(self, window: str, amount: Micros) -> None:
+        there = self.amounts.get(window, Amount())
+        if there.spent + there.held + amount > LARGEST:
+            raise StoreError(f"window {window!r} cannot count {amount} micro-dollars more (2^63 is the end)")
+
+
+LEDGER_COLUMNS = "attempt_id, task, purpose, model, windows, day, worst, state, cost, at, seal"
+
+
+def entry_row(entry: Entry) -> tuple[str | int | float, ...]:
+    """What a store writes for an Entry, in the order of `LEDGER_COLUMNS`."""
+    hold = entry.hold
+    day = next((window[4:] for window in hold.windows if window.startswith("day:")), "")
+    return (
+        to_text(hold.attempt_id),
+        to_text(hold.task),
+        hold.purpose,
+        to_text(hold.model),
+        to_json(hold.windows, "windows"),
+        day,
+        hold.worst,
+        entry.state,
+        entry.cost,
+        hold.at,
+        entry.seal,
+    )
+
+
+def read_entry(row: Sequence[Any]) -> Entry:
+    """The Entry of a row of `LEDGER_COLUMNS`. Raises StoreCorrupt when its seal does not fit."""
+    attempt_id, task, purpose, model, windows, _, worst, state, cost, at, seal = row
+    hold = Hold(
+        attempt_id=from_text(attempt_id),
+        task=from_text(task),
+        purpose=purpose,
+        model=from_text(model),
+        worst=worst,
+        windows=tuple(json.loads(windows)),
+        at=at,
+    )
+    entry = Entry(hold, state, cost)
+    if entry.seal != seal:
+        raise StoreCorrupt(f"the ledger's row of attempt {hold.attempt_id!r} is damaged")
+    return entry
+
+
+def read_amount(key: str, spent: Micros, held: Micros, seal: int) -> tuple[str, Amount]:
+    """The window and its Amount. Raises StoreCorrupt when the seal does not fit."""
+    window, amount = from_text(key), Amount(spent, held)
+    if amount.seal(window) != seal:
+        raise StoreCorrupt(f"the ledger's row of window {window!r} is damaged")
+    return window, amount
+
+
+VERSION_COLUMNS = "id, task, checkpoint, path, state, trained_on, created_at, promoted_at, certified_at, metrics"
+
+
+def version_row(version: Version) -> tuple[str | int | float | None, ...]:
+    """What a store writes for a Version, in the order of `VERSION_COLUMNS`."""
+    return (
+        to_text(version.id),
+        to_text(version.task),
+        to_text(version.checkpoint),
+        to_text(version.path),
+        version.state,
+        version.trained_on,
+        version.created_at,
+        version.promoted_at,
+        version.certified_at,
+        to_json(version.metrics, f"version {version.id!r} of {version.task!r}: metrics"),
+    )
+
+
+def read_version(row: Sequence[Any]) -> Version:
+    """The Version of a row of `VERSION_COLUMNS`."""
+    values = dict(zip(VERSION_COLUMNS.split(", "), row, strict=True))
+    for name in ("id", "task", "checkpoint", "path"):
+        values[name] = from_text(values[name])
+    return Version(**values | {"metrics": json.loads(values["metrics"])})
+
+
+def next_version_id(taken: Sequence[str]) -> str:
+    """The first id after all that were given: "v1", "v2", …
+
+    >>> next_version_id(["v1", "v7", "imported"])
+    'v8'
+    """
+    numbers = [int(name[1:]) for name in taken if re.fullmatch("v[0-9]{1,9}", name)]
+    return f"v{max(numbers, default=0) + 1}"
+
+
+EVENT_COLUMNS = "name, task, at, message, evidence, key"
+
+
+def event_row(event: Event) -> tuple[str | float | None, ...]:
+    """What a store writes for an Event, in the order of `EVENT_COLUMNS`."""
+    return (
+        to_text(event.name),
+        to_text(event.task),
+        event.at,
+        to_text(event.message),
+        to_json(event.evidence, f"event {event.name!r}: evidence"),
+        None if event.key is None else to_text(event.key),
+    )
+
+
+def read_event(row: Sequence[Any]) -> Event:
+    """The Event of a row of `EVENT_COLUMNS`."""
+    name, task, at, message, evidence, key = row
+    return Event(
+        name=from_text(name),
+        task=from_text(task),
+        at=at,
+        message=from_text(message),
+        evidence=json.loads(evidence),
+        key=None if key is None else from_text(key),
+    )

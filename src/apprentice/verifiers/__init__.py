@@ -1,1 +1,3 @@
+"""Verifiers: an answer alone -> Verdict."""
 
+from __future__ import annotations

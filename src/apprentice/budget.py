@@ -1,0 +1,175 @@
+"""PURE. What a call may cost at most, what it did cost, and the windows and caps it has to fit in.
+
+Money is an integer number of micro-dollars. A price of one US dollar per million tokens is one micro-dollar per token, so
+the numbers of a price list are used as they are. Prices are exact (`Decimal`), and everything that is booked is rounded
+up, limits are rounded down: rounding never makes room.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from datetime import date, datetime, timedelta, tzinfo
+from decimal import Decimal
+from fractions import Fraction
+from typing import Protocol
+
+from apprentice.errors import ConfigError, PriceUnknown
+from apprentice.types import Cap, Micros, Seconds, Usage
+
+_PREFIXES = {"total": "total", "monthly": "month:", "weekly": "week:", "daily": "day:"}
+
+
+class Price(Protocol):
+    """US dollars per million tokens, which is micro-dollars per token. Input from a cache costs `cached`, or as input."""
+
+    @property
+    def input(self) -> Decimal: ...
+    @property
+    def output(self) -> Decimal: ...
+    @property
+    def cached(self) -> Decimal | None: ...
+
+
+def worst_case(price: Price, request_bytes: int, max_tokens: int) -> Micros:
+    """The most that one call can cost, in micro-dollars, rounded up.
+
+    No tokenizer makes more tokens than there are bytes, so `request_bytes` (the serialised request in UTF-8, and what the
+    provider adds to it) bounds the input; `max_tokens`, sent with every request, bounds the output, reasoning included.
+    Raises PriceUnknown for a price that is missing, negative or no number, ConfigError for a size that is no count.
+    """
+    input, cached, output = _rates(price)
+    if type(request_bytes) is not int or request_bytes < 0:
+        raise ConfigError(f"request_bytes should be a number of bytes, not {request_bytes!r}")
+    if type(max_tokens) is not int or max_tokens < 1:
+        raise ConfigError(f"max_tokens should be at least 1, not {max_tokens!r}")
+    return math.ceil(max(input, cached) * request_bytes + output * max_tokens)
+
+
+def cost(price: Price, usage: Usage) -> Micros:
+    """What a call did cost by the provider's count, in micro-dollars, rounded up. Raises PriceUnknown."""
+    input, cached, output = _rates(price)
+    fresh = max(0, usage.input_tokens - usage.cached_tokens)
+    return math.ceil(input * fresh + cached * usage.cached_tokens + output * usage.output_tokens)
+
+
+def micros(dollars: Decimal | int) -> Micros:
+    """US dollars in micro-dollars, rounded up. Raises ConfigError for an amount that is negative or no number.
+
+    >>> micros(Decimal("0.0000011"))
+    2
+    """
+    return math.ceil(_exact(dollars, "an amount") * 1_000_000)
+
+
+def windows(task: str, at: Seconds, zone: tzinfo, *, seen: Seconds = -math.inf) -> tuple[str, ...]:
+    """The eight windows that a call of this task is booked in: total, month, ISO week and day, of all and of the task.
+
+    `at` is when it is reserved, which decides, not when it ends; `seen` is the latest such moment before, so that a clock
+    that goes back re-opens no window. Raises ConfigError when the clock shows no date that the calendar has.
+
+    >>> from datetime import UTC
+    >>> windows("sort", 1_795_218_000, UTC)[:4]
+    ('total', 'month:2026-11', 'week:2026-W47', 'day:2026-11-20')
+    """
+    try:
+        day = datetime.fromtimestamp(max(at, seen), zone).date()
+    except (ValueError, OverflowError, OSError) as error:
+        raise ConfigError(f"the clock shows {at!r}, which is no date", hint="set the clock of this machine") from error
+    year, week, _ = day.isocalendar()
+    overall = (
+        "total",
+        f"month:{day.year:04}-{day.month:02}",
+        f"week:{year:04}-W{week:02}",
+        f"day:{day.isoformat()}",
+    )
+    return (*overall, *(f"task:{task}/{window}" for window in overall))
+
+
+def caps(
+    task: str, at: Seconds, zone: tzinfo, *, overall: Mapping[str, Decimal | int], own: Mapping[str, Decimal | int]
+) -> list[Cap]:
+    """The caps that a call of this task must fit in at that moment, for limits in US dollars.
+
+    Limits are `total`, `monthly`, `weekly`, `daily`; one that is left out is no cap, and 0 allows nothing. `overall` holds
+    for all tasks together, `own` for this one. Raises ConfigError for another name, a negative limit, or no number.
+
+    >>> from datetime import UTC
+    >>> caps("sort", 1_795_218_000, UTC, overall={"daily": Decimal("0.25")}, own={})
+    [Cap(window='day:2026-11-20', limit=250000)]
+    """
+    found = windows(task, at, zone)
+    return [
+        Cap(window=_window(name, some), limit=math.floor(_exact(limit, f"the limit {name!r}") * 1_000_000))
+        for limits, some in ((overall, found[:4]), (own, found[4:]))
+        for name, limit in limits.items()
+    ]
+
+
+def elapsed(window: str, at: Seconds, zone: tzinfo) -> float:
+    """The share of a day, week or month that is over at that moment, 0 before and 1 after it; `total` never passes: 0.
+
+    A day of 23 or 25 hours counts as it is long. Raises ConfigError for a text that names no window.
+
+    >>> from datetime import UTC
+    >>> elapsed("day:2026-11-20", 1_795_218_000, UTC)
+    0.5
+    """
+    kind, _, name = window.rpartition("/")[2].partition(":")
+    try:
+        match kind:
+            case "total" if not name:
+                return 0.0
+            case "day":
+                first = date.fromisoformat(name)
+                last = first + timedelta(days=1)
+            case "week":
+                first = date.fromisoformat(f"{name}-1")
+                last = first + timedelta(days=7)
+            case "month":
+                first = date.fromisoformat(f"{name}-01")
+                last = (first + timedelta(days=31)).replace(day=1)
+            case _:
+                raise ValueError(kind)
+        begin, end = (datetime(day.year, day.month, day.day, tzinfo=zone).timestamp() for day in (first, last))
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(f"{window!r} names no window") from error
+    return min(1.0, max(0.0, (at - begin) / (end - begin)))
+
+
+def forecast(spent: Micros, elapsed_share: float) -> Micros | None:
+    """What a window will have cost at its end if it goes on like this; None while nothing of it is over.
+
+    >>> forecast(300, 0.25)
+    1200
+    """
+    if not 0 < elapsed_share <= 1:
+        return None
+    return math.ceil(spent / Fraction(elapsed_share))
+
+
+def _rates(price: Price) -> tuple[Fraction, Fraction, Fraction]:
+    """Micro-dollars per token of input, cached input and output."""
+    cached = price.input if price.cached is None else price.cached
+    try:
+        return _exact(price.input, "input"), _exact(cached, "cached"), _exact(price.output, "output")
+    except ConfigError as error:
+        raise PriceUnknown(f"the price cannot be used: {error}") from error
+
+
+def _exact(number: object, what: str) -> Fraction:
+    # No float: 0.1 is not a tenth, and what is rounded up would show it.
+    if not isinstance(number, Decimal | int) or isinstance(number, bool):
+        raise ConfigError(f"{what} should be a decimal number, not {number!r}")
+    if (isinstance(number, Decimal) and not number.is_finite()) or number < 0:
+        raise ConfigError(f"{what} should be 0 or more, not {number}")
+    return Fraction(number)
+
+
+def _window(name: str, some: tuple[str, ...]) -> str:
+    if name not in _PREFIXES:
+        near = difflib.get_close_matches(name, _PREFIXES, n=1)
+        meant = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"a budget has no limit {name!r}{meant}", hint=f"one of: {', '.join(_PREFIXES)}")
+    return next(window for window in some if window.rpartition("/")[2].startswith(_PREFIXES[name]))

@@ -1,0 +1,810 @@
+"""apprentice.yaml -> Config.
+
+The file is YAML 1.2 (core schema: `yes`, `on` and `2026-01-01` are text), at most 1 MB, without anchors, aliases or
+tags. Unknown keys are errors. Relative paths are relative to the file's folder. `${NAME}` in any text outside `tasks:`
+stands for an environment variable; what is said to a model is never touched. The keys of providers are reached by
+`api_key_env` only, the name of a variable, so that no secret is ever part of a Config. How schemas are written: `schemas`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+from apprentice import plugins, schemas
+from apprentice.errors import ApprenticeError, ConfigError, InvalidAnswer, InvalidInput, MissingExtra, UnknownTask
+from apprentice.schemas import Check, Place, Problem, did_you_mean, said, with_hint
+from apprentice.types import Json, Task
+
+_MAX_FILE_BYTES = 1_000_000
+_USUAL_MODELS = {"openai": "gpt-4o", "anthropic": "claude-sonnet-4-5-20250929"}
+_REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+# --- sections of the file ---------------------------------------------------------------------------------------------
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), use_attribute_docstrings=True
+    )
+
+
+def _beside_the_file(path: Path, info: ValidationInfo) -> Path:
+    return Path(info.context["folder"], path) if info.context else path
+
+
+type _FilePath = Annotated[Path, AfterValidator(_beside_the_file)]
+_Dollars = Annotated[Decimal, Field(ge=0, decimal_places=6, max_digits=15)]
+
+
+class Price(_Section):
+    """US dollars per million tokens."""
+
+    input: _Dollars
+    output: _Dollars
+    cached: _Dollars | None = None
+    """For input tokens read from the provider's cache; the price of input when left out."""
+
+
+class Remote(_Section):
+    """An expensive model behind an interface of somebody else."""
+
+    provider: str
+    """The name of a model plugin, such as anthropic or openai."""
+    model: str
+    """As the provider names it."""
+    api_key_env: str | None = None
+    """The NAME of the environment variable that holds the key; never the key itself."""
+    base_url: str | None = None
+    """Where the provider's interface is, when not at its usual place."""
+    allow_internal: bool = False
+    """Whether base_url may be a loopback or private address."""
+    price: Price | None = None
+    """Overrides the price table; necessary for models that are not in it."""
+    max_tokens: int = Field(default=1024, ge=1)
+    """The most tokens of one answer; the worst case of a call is reserved for that many."""
+    timeout: float = Field(default=60.0, gt=0)
+    """Seconds for one attempt."""
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    retries: int = Field(default=2, ge=0, le=10)
+    """Further attempts after one that failed in a way that may pass."""
+    concurrency: int = Field(default=16, ge=1)
+    """Calls in flight at the same time."""
+    settings: dict[str, Json] = {}
+    """Further settings of the model plugin."""
+    additional_providers: tuple[Remote, ...] = ()
+    """Asked in this order when the ones before do not answer."""
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_a_name(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+            raise ValueError("should be the NAME of an environment variable, never the key itself")
+        return value
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_an_address(cls, value: str | None) -> str | None:
+        if value is None or _REFERENCE.search(value):
+            return value
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("should be an address such as https://api.example.com/v1")
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("should not carry a user name or a password; use api_key_env")
+        return value
+
+    @model_validator(mode="after")
+    def _is_flat(self) -> Remote:
+        if any(other.additional_providers for other in self.additional_providers):
+            _refuse([(("additional_providers",), "one of these should not have additional_providers itself")])
+        return self
+
+
+def _own_trainer(data: Mapping[str, Any]) -> str | None:
+    return "embedded" if data.get("backend") == "embedded" else None
+
+
+class Local(_Section):
+    """The model that learns."""
+
+    backend: str = "embedded"
+    """The name of a model plugin: embedded, ollama, vllm, llama_cpp."""
+    base_model: str | None = None
+    """What is fine-tuned, as the backend names it."""
+    fine_tune_backend: str | None = Field(default_factory=_own_trainer)
+    """The name of a trainer plugin; `embedded` for the backend `embedded`."""
+    fine_tune_batch_size: int = Field(default=100, ge=1)
+    """New examples before another teaching cycle."""
+    model_dir: _FilePath = Field(default="./models/", validate_default=True)
+    """Where checkpoints are kept."""
+    learn: Literal["background", "worker", "off"] = "background"
+    """background: the engine starts teaching by itself; worker: only `apprentice worker` teaches; off: nobody does."""
+    settings: dict[str, Json] = {}
+    """Further settings of the backend's model plugin."""
+    fine_tune_settings: dict[str, Json] = {}
+    """Further settings of the trainer plugin, such as the encoder."""
+
+
+class Sampling(_Section):
+    """How often a local answer is compared with a remote one."""
+
+    decay_function: Literal["exponential", "linear", "step"] = "exponential"
+    """How the rate falls from 1 to min_floor as the agreement is proven."""
+    min_floor: float = Field(default=0.02, gt=0, le=1)
+    """The share of requests that is always compared."""
+    window_size: int = Field(default=100, ge=2)
+    """Comparisons in the rolling window."""
+    trend_sensitivity: float = Field(default=0.05, gt=0, lt=1)
+    """A change of agreement that changes the rate."""
+
+
+class Budget(_Section):
+    """Caps in US dollars; a call that might break one is not made."""
+
+    total: _Dollars | None = None
+    daily: _Dollars | None = None
+    weekly: _Dollars | None = None
+    monthly: _Dollars | None = None
+    currency: str = "USD"
+    timezone: str = "UTC"
+    """Where a day begins: an IANA name such as Europe/Berlin."""
+    on_exhausted: Literal["degrade", "refuse"] = "degrade"
+    """degrade: local serving goes on without the remote; refuse: requests fail."""
+
+    @field_validator("currency")
+    @classmethod
+    def _is_dollars(cls, value: str) -> str:
+        if value != "USD":
+            raise ValueError(f"should be USD, not {value}: providers state their prices in US dollars")
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_a_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+            raise ValueError(f"no time zone {value!r}; should be an IANA name such as Europe/Berlin") from error
+        return value
+
+    @property
+    def limits(self) -> dict[str, Decimal]:
+        """The caps that are set, in US dollars, by window: total, daily, weekly, monthly."""
+        caps = {"total": self.total, "daily": self.daily, "weekly": self.weekly, "monthly": self.monthly}
+        return {window: cap for window, cap in caps.items() if cap is not None}
+
+
+class StoreConfig(_Section):
+    """Where Records, versions and the ledger are kept."""
+
+    backend: str = "sqlite"
+    path: _FilePath = Field(default="./.apprentice/apprentice.db", validate_default=True)
+
+
+class Alerts(_Section):
+    """Who is told about events."""
+
+    webhooks: tuple[str, ...] = ()
+    """Names of environment variables that hold the addresses, because such an address is a secret."""
+    files: tuple[_FilePath, ...] = ()
+    """Events are appended to these as JSON lines."""
+
+
+class Thresholds(_Section):
+    """When a task changes its phase."""
+
+    phase1_to_phase2: int = Field(default=50, ge=1)
+    """Training examples before the local model is tried."""
+    phase2_to_phase3: float = Field(default=0.85, gt=0, lt=1)
+    """Agreement that must be proven before the local model serves alone."""
+    coaching_trigger: float = Field(default=0.70, gt=0, lt=1)
+    """Agreement below this asks the remote more often."""
+    emergency_threshold: float = Field(default=0.50, gt=0, lt=1)
+    """Agreement below this withdraws the local model."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Thresholds:
+        if self.coaching_trigger > self.phase2_to_phase3:
+            _refuse([(("coaching_trigger",), f"should not be above phase2_to_phase3 ({self.phase2_to_phase3})")])
+        if self.emergency_threshold > self.coaching_trigger:
+            _refuse([(("emergency_threshold",), f"should not be above coaching_trigger ({self.coaching_trigger})")])
+        return self
+
+
+# --- tasks ------------------------------------------------------------------------------------------------------------
+
+
+def _input_shape(given: Json) -> Json:
+    return _shape(given, output=False)
+
+
+def _output_shape(given: Json) -> Json:
+    return _shape(given, output=True)
+
+
+def _shape(given: Json, *, output: bool) -> Json:
+    _, problems = schemas.compiled(given, output=output)
+    if problems:
+        _refuse(problems)
+    return given
+
+
+def _evaluator_choice(given: Json) -> Json:
+    if isinstance(given, str) or (isinstance(given, dict) and isinstance(given.get("name"), str)):
+        return given
+    raise ValueError("should be the name of an evaluator, or a mapping with `name` and the evaluator's settings")
+
+
+_SHAPE = WithJsonSchema({"$ref": "#/$defs/Shape"})
+_EVALUATOR = WithJsonSchema(
+    {
+        "anyOf": [
+            {"type": "string"},
+            {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]},
+        ]
+    }
+)
+# Evaluators that compare a field exactly, or in a way that only their author knows. What no such evaluator looks at is
+# judged by its meaning, so it may be free text.
+_EXACT = ("exact_match", "structured_match", "custom")
+
+
+class TaskConfig(_Section):
+    """What is asked, and how good an answer must be."""
+
+    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")
+    description: str = Field(min_length=1)
+    instructions: str = ""
+    """Said to the remote, beyond the description."""
+    input_schema: Annotated[dict[str, Json] | str, PlainValidator(_input_shape), _SHAPE]
+    output_schema: Annotated[dict[str, Json] | str, PlainValidator(_output_shape), _SHAPE]
+    examples: tuple[dict[str, Json], ...] = ()
+    """Shown to the remote: a list of {input: …, output: …}."""
+    evaluator: Annotated[str | dict[str, Json], PlainValidator(_evaluator_choice), _EVALUATOR] = "structured_match"
+    """How a local answer is compared with a remote one: a name, or {name: …} with its settings."""
+    match_fields: tuple[str, ...] | None = None
+    """For structured_match: the fields that are compared; all when left out. `a.b` is b within a."""
+    confidence_thresholds: Thresholds = Thresholds()
+    budget: Budget | None = None
+    """Caps for this task alone, next to the overall ones."""
+    sampling: Sampling | None = None
+    """Replaces the overall section as a whole."""
+    local: Local | None = None
+    """Replaces the overall section as a whole."""
+    max_input_bytes: int = Field(default=2_000_000, ge=1)
+    """A larger input, as JSON in UTF-8, is refused."""
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> TaskConfig:
+        problems = [*self._evaluator_problems(), *self._example_problems()]
+        if problems:
+            _refuse(problems)
+        return self
+
+    def _evaluator_problems(self) -> Iterator[Problem]:
+        name, settings = self.evaluator_settings
+        try:
+            plugins.check("evaluators", name, settings)
+        except MissingExtra:
+            pass  # `missing` lists it
+        except ConfigError as error:
+            yield ("evaluator",), with_hint(error)
+        for place, field in self._fields_named(settings):
+            wrong = schemas.no_such_field(self._output_schema, field)
+            if wrong:
+                yield place, wrong
+
+    def _fields_named(self, settings: Mapping[str, Json]) -> Iterator[tuple[Place, str]]:
+        for index, field in enumerate(self.match_fields or ()):
+            yield ("match_fields", index), field
+        if isinstance(self.evaluator, dict):
+            for key in ("match_fields", "fields", "field"):
+                fields = settings.get(key) or []
+                for field in [fields] if isinstance(fields, str) else fields:
+                    yield ("evaluator", key), str(field)
+
+    def _example_problems(self) -> Iterator[Problem]:
+        for index, example in enumerate(self.examples):
+            if set(example) != {"input", "output"}:
+                yield ("examples", index), "should have `input` and `output`, and nothing else"
+                continue
+            try:
+                self.validate_input(example["input"])
+                self.validate_output(example["output"])
+            except MissingExtra:
+                return  # `missing` lists it
+            except ApprenticeError as error:
+                yield ("examples", index), str(error)
+
+    def __copy__(self) -> Self:
+        copied = super().__copy__()
+        for name in copied.__dict__.keys() - type(self).model_fields:
+            del copied.__dict__[name]  # a cached value would outlive the update that `model_copy` makes
+        return copied
+
+    @cached_property
+    def _input_schema(self) -> dict[str, Json]:
+        return schemas.compiled(self.input_schema, output=False)[0]
+
+    @cached_property
+    def _output_schema(self) -> dict[str, Json]:
+        return schemas.compiled(self.output_schema, output=True)[0]
+
+    @cached_property
+    def _checks(self) -> tuple[Check, Check]:
+        return (
+            schemas.check_of(self.input_schema, self._input_schema),
+            schemas.check_of(self.output_schema, self._output_schema),
+        )
+
+    @cached_property
+    def task(self) -> Task:
+        """The task as a model sees it, with JSON Schemas."""
+        return Task(
+            name=self.name,
+            description=self.description,
+            instructions=self.instructions,
+            input_schema=self._input_schema,
+            output_schema=self._output_schema,
+            examples=self.examples,
+        )
+
+    @cached_property
+    def learnable_task(self) -> Task:
+        """The task as a trainer sees it: an output field that is free text carries `"x-free-text": true`.
+
+        Free text is a string, or a list of strings, without an enumeration, that no exact comparison covers: by meaning only
+        can it be judged, so it is no category. The mark is not part of `task`, because providers refuse unknown keywords.
+        """
+        return self.task.model_copy(update={"output_schema": schemas.mark_free_text(self._output_schema, self._exact)})
+
+    def _exact(self, field: str) -> bool:
+        name, settings = self.evaluator_settings
+        fields = settings.get("match_fields") if name == "structured_match" else None
+        return name in _EXACT and (fields is None or any(f"{field}.".startswith(f"{covers}.") for covers in fields))
+
+    @property
+    def evaluator_settings(self) -> tuple[str, dict[str, Json]]:
+        """The evaluator's name, and its settings as `plugins.build` takes them."""
+        if isinstance(self.evaluator, str):
+            name, settings = self.evaluator, {}
+        else:
+            settings = {key: value for key, value in self.evaluator.items() if key != "name"}
+            name = self.evaluator["name"]
+        if self.match_fields is not None:
+            settings = settings | {"match_fields": list(self.match_fields)}
+        return name, settings
+
+    def validate_input(self, value: Json) -> Json:
+        """The value itself, if the task can be asked with it.
+
+        Raises InvalidInput that names the field: it does not fit the schema, is no JSON, is larger than `max_input_bytes`,
+        or all of its texts are empty.
+        """
+        wrong = schemas.unsound(value) or self._checks[0](value) or schemas.all_empty(self._input_schema, value)
+        if wrong:
+            raise InvalidInput(f"task {self.name!r}: input: {wrong}")
+        size = len(json.dumps(value, ensure_ascii=False).encode())
+        if size > self.max_input_bytes:
+            raise InvalidInput(
+                f"task {self.name!r}: input: is {size:,} bytes; max_input_bytes is {self.max_input_bytes:,}",
+                hint="shorten the input, or raise max_input_bytes of the task",
+            )
+        return value
+
+    def validate_output(self, value: Json) -> Json:
+        """The value itself, if it fits the output schema. Raises InvalidAnswer that names the field."""
+        wrong = schemas.unsound(value) or self._checks[1](value)
+        if wrong:
+            raise InvalidAnswer(f"task {self.name!r}: output: {wrong}")
+        return value
+
+
+# --- the whole --------------------------------------------------------------------------------------------------------
+
+
+class Config(_Section):
+    """Everything that apprentice.yaml says. `Config.model_validate_json(config.model_dump_json())` is an equal one."""
+
+    tasks: tuple[TaskConfig, ...] = Field(min_length=1)
+    remote: Remote
+    local: Local = Local()
+    sampling: Sampling = Sampling()
+    budget: Budget = Budget()
+    store: StoreConfig = StoreConfig()
+    teachers: tuple[Remote, ...] = ()
+    """Further models that may label training data."""
+    alerts: Alerts = Alerts()
+
+    _source: Path | None = PrivateAttr(default=None)
+
+    @property
+    def source(self) -> Path | None:
+        """The file that this came from, if it came from one. Not part of the value: neither dumped nor compared."""
+        return self._source
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Config:
+        seen: set[str] = set()
+        for index, task in enumerate(self.tasks):
+            if task.name in seen:
+                _refuse([(("tasks", index, "name"), f"there is another task named {task.name!r}")])
+            seen.add(task.name)
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Config) and self.__dict__ == other.__dict__
+
+    def task(self, name: str) -> TaskConfig:
+        """The task of that name. Raises UnknownTask with the nearest names."""
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        known = [task.name for task in self.tasks]
+        raise UnknownTask(f"no task named {name!r}{did_you_mean(name, known)}", hint=f"configured: {', '.join(known)}")
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes nodes only. YAML 1.2's core schema, because 1.1 reads `no` as false and `1:30` as 90."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]  # types-PyYAML leaves it open
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+            raise yaml.MarkedYAMLError(problem="anchors and aliases are not allowed", problem_mark=event.start_mark)
+        if self.depth >= schemas.MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem="is nested too deeply", problem_mark=event.start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+for _tag, _pattern in (
+    ("null", r"|~|null|Null|NULL"),
+    ("bool", r"true|True|TRUE|false|False|FALSE"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), None)
+_SCALARS: dict[str, Callable[[str], Json]] = {
+    "null": lambda text: None,
+    "bool": lambda text: text.lower() == "true",
+    "int": lambda text: int(text, 0) if text[:2] in ("0x", "0o") else int(text),
+    "float": float,
+    "str": str,
+}
+
+
+class _Reading:
+    """Plain data from YAML nodes, with the line of each place and whatever is wrong on the way."""
+
+    def __init__(self) -> None:
+        self.lines: dict[Place, int] = {}
+        self.problems: list[Problem] = []
+
+    def value(self, node: yaml.Node, at: Place = ()) -> Any:
+        self.lines.setdefault(at, node.start_mark.line + 1)
+        tag = node.tag.removeprefix("tag:yaml.org,2002:")
+        if isinstance(node, yaml.MappingNode) and tag == "map":
+            return self._mapping(node, at)
+        if isinstance(node, yaml.SequenceNode) and tag == "seq":
+            return [self.value(child, (*at, index)) for index, child in enumerate(node.value)]
+        if not isinstance(node, yaml.ScalarNode) or tag not in _SCALARS:
+            self.problems.append((at, f"the tag {node.tag!r} is not allowed"))
+            return None
+        try:
+            value = _SCALARS[tag](node.value)
+        except ValueError:
+            self.problems.append((at, f"is no {tag} that can be used"))
+            return None
+        wrong = schemas.unsound(value)
+        if wrong:
+            self.problems.append((at, wrong))
+        return value
+
+    def _mapping(self, node: yaml.MappingNode, at: Place) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "…"
+            place = (*at, key)
+            before = self.lines.get(place)
+            self.lines[place] = key_node.start_mark.line + 1
+            if key == "…" or key_node.tag != "tag:yaml.org,2002:str" or schemas.unsound(key):
+                self.problems.append((place, "a key should be text; put it in quotes"))
+            elif before is not None:
+                self.problems.append((place, f"is there twice; the other one is in line {before}"))
+            else:
+                found[key] = self.value(value_node, place)
+        return found
+
+
+def load(path: str | os.PathLike[str]) -> Config:
+    """The configuration in a file. Raises ConfigError that lists everything wrong, each with file, line and field."""
+    source = Path(path)
+    try:
+        with source.open("rb") as file:
+            raw = file.read(_MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(
+            f"{source}: cannot be read: {error.strerror}", hint="`apprentice init` writes a new one"
+        ) from error
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{source}: is not UTF-8 text (byte {error.start})", hint="save it as UTF-8") from error
+    return parse(text, source)
+
+
+def parse(text: str, source: Path | None = None) -> Config:
+    """The configuration in a text; `source` is where it came from, and relative paths are relative to its folder."""
+    name = str(source) if source is not None else "configuration"
+    data, lines = _read(text, name)
+    if not isinstance(data, dict):
+        _give_up(name, lines, [((), "should be a mapping with `tasks` and `remote`")])
+    data = {key: value if key == "tasks" else _resolved(value) for key, value in data.items()}
+    for section in ("local", "store"):  # so that the paths in their defaults are beside the file, too
+        data.setdefault(section, {})
+    try:
+        # By way of JSON, whose strict mode takes a list for a tuple and a text for a path, but no "5" for an int.
+        config = Config.model_validate_json(
+            json.dumps(data), strict=True, context={"folder": str(source.absolute().parent)} if source else None
+        )
+    except ValidationError as error:
+        _give_up(name, lines, _wrong(error.errors(include_url=False)))
+    config._source = source
+    return config
+
+
+def _read(text: str, name: str) -> tuple[Any, dict[Place, int]]:
+    """Plain data, and the line of each place in it."""
+    if len(text) > _MAX_FILE_BYTES:
+        raise ConfigError(f"{name}: is larger than {_MAX_FILE_BYTES:,} bytes")
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark is not None else ""
+        hint = "; within { } a text that holds [ ] or ? should be in quotes" if "flow" in (error.context or "") else ""
+        raise ConfigError(f"{name}{line}: {error.problem}{hint}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: is not YAML: {error}") from error
+    if node is None:
+        raise ConfigError(f"{name}: is empty", hint="`apprentice init` writes a new one")
+    reading = _Reading()
+    data = reading.value(node)
+    if reading.problems:
+        _give_up(name, reading.lines, reading.problems)
+    return data, reading.lines
+
+
+def _resolved(value: Json) -> Json:
+    """The value with the environment's variables in place of references; one that is not set stays for `missing`."""
+    if isinstance(value, str):
+        return _REFERENCE.sub(lambda match: os.environ.get(match[1], match[0]), value)
+    if isinstance(value, dict):
+        return {key: _resolved(item) for key, item in value.items()}
+    return [_resolved(item) for item in value] if isinstance(value, list) else value
+
+
+# --- what to say when something is wrong ------------------------------------------------------------------------------
+
+
+def _refuse(problems: list[Problem]) -> NoReturn:
+    """Raise the problems in the form that pydantic merges into its own, each below the place that is being validated."""
+    raise ValidationError.from_exception_data(
+        "configuration",
+        [InitErrorDetails(type=PydanticCustomError("apprentice", "{said}", {"said": m}), loc=at) for at, m in problems],
+    )
+
+
+def _give_up(name: str, lines: Mapping[Place, int], problems: list[Problem]) -> NoReturn:
+    placed = [(next(lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines), at, m) for at, m in problems]
+    placed.sort(key=lambda found: found[0])
+    raise ConfigError("\n".join(f"{name}:{line}: {said(schemas.path(at), problem)}" for line, at, problem in placed))
+
+
+def _wrong(found: list[ErrorDetails]) -> list[Problem]:
+    """What pydantic found, without what is only a consequence: a list is "too short" when one of its items is wrong."""
+    problems: list[Problem] = []
+    for error in found:
+        at = error["loc"]
+        inside = any(other["loc"][: len(at)] == at and other["loc"] != at for other in found)
+        if error["type"] != "too_short" or not inside:
+            unknown = error["type"] == "extra_forbidden"
+            problems.append((at, schemas.message(error) + (_meant(at) if unknown else "")))
+    return problems
+
+
+def _meant(place: Place) -> str:
+    """What an unknown key may have been meant to be, among the keys of the section that it stands in."""
+    section: type[BaseModel] = Config
+    for part in place[:-1]:
+        inside = [section.model_fields[part].annotation] if part in section.model_fields else []
+        for kind in inside:  # grows on the way: a section may be within a tuple or a union
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                section = kind
+            inside.extend(getattr(kind, "__args__", ()))
+    return did_you_mean(str(place[-1]), section.model_fields)
+
+
+# --- what else the command line asks ----------------------------------------------------------------------------------
+
+
+def missing(config: Config) -> list[str]:
+    """What is not there yet to serve with this configuration: variables, plugins, packages. Empty when nothing is."""
+    remotes = {"remote": config.remote}
+    remotes |= {f"remote.additional_providers[{i}]": r for i, r in enumerate(config.remote.additional_providers)}
+    remotes |= {f"teachers[{i}]": remote for i, remote in enumerate(config.teachers)}
+    students = {"local": config.local} | {f"tasks[{i}].local": t.local for i, t in enumerate(config.tasks) if t.local}
+    found: list[str | None] = []
+    for at, remote in remotes.items():
+        found.append(_unset(remote.api_key_env, f"{at}.api_key_env"))
+        found.append(_uninstalled("models", remote.provider, f"{at}.provider", remote.settings))
+    for at, local in students.items():
+        found.append(_uninstalled("models", local.backend, f"{at}.backend", local.settings))
+        trainer, settings = local.fine_tune_backend, local.fine_tune_settings
+        found.append(_uninstalled("trainers", trainer, f"{at}.fine_tune_backend", settings))
+    found.append(_uninstalled("stores", config.store.backend, "store.backend", {}))
+    for index, task in enumerate(config.tasks):
+        name, settings = task.evaluator_settings
+        found.append(_uninstalled("evaluators", name, f"tasks[{index}].evaluator", settings))
+        try:
+            _ = task._checks
+        except ConfigError as error:
+            found.append(f"tasks[{index}]: {with_hint(error)}")
+    found.extend(_unset(variable, "alerts.webhooks") for variable in config.alerts.webhooks)
+    references = _REFERENCE.findall(config.model_dump_json(exclude={"tasks"}))
+    found.extend(_unset(variable, f"referred to as ${{{variable}}}") for variable in references)
+    return list(dict.fromkeys(problem for problem in found if problem))
+
+
+def _unset(variable: str | None, at: str) -> str | None:
+    if variable is None or os.environ.get(variable):
+        return None
+    return f"the environment variable {variable} is not set ({at})"
+
+
+def _uninstalled(kind: plugins.Kind, name: str | None, at: str, settings: Mapping[str, Json]) -> str | None:
+    if name is None:
+        return None
+    try:
+        parameters = inspect.signature(plugins.find(kind, name).build).parameters
+        if "encoder" in parameters:  # what turns text into vectors is a plugin, too, with packages of its own
+            plugins.find("encoders", settings.get("encoder", parameters["encoder"].default))
+    except ConfigError as error:
+        return f"{at}: {with_hint(error)}"
+    except ImportError as error:
+        return f"{at}: {kind[:-1]} {name!r} cannot be imported: {error}"
+    return None
+
+
+def json_schema() -> dict[str, Json]:
+    """The JSON Schema of apprentice.yaml, with which editors complete and check it."""
+    schema = Config.model_json_schema()
+    field = {
+        "anyOf": [
+            {"type": "string", "pattern": r"^(str|int|float|bool|dict|list|(list|dict|enum)\[.+\])( *\?)?$"},
+            {"type": "array", "items": {"type": ["string", "integer", "null"]}, "minItems": 1},
+            {"type": "array", "items": {"$ref": "#/$defs/Fields"}, "minItems": 1, "maxItems": 1},
+            {"$ref": "#/$defs/Fields"},
+        ]
+    }
+    schema["$defs"] |= {
+        "Fields": {"type": "object", "additionalProperties": field, "minProperties": 1},
+        "Shape": {
+            "description": "Fields and their types, a full JSON Schema (type: object), or the text module:PydanticModel.",
+            "anyOf": [
+                {"type": "object", "properties": {"type": {"const": "object"}}, "required": ["type"]},
+                {"$ref": "#/$defs/Fields"},
+                {"type": "string", "pattern": r"^[\w.]+:[\w.]+$"},
+            ],
+        },
+    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "apprentice.yaml"}
+
+
+def init_text(
+    name: str,
+    description: str,
+    *,
+    input_schema: str = "{text: str}",
+    output_schema: str = "{category: str}",
+    provider: str = "openai",
+    model: str | None = None,
+) -> str:
+    """A commented apprentice.yaml for one task, ready to be edited. The schemas are YAML, such as `{label: [spam, ham]}`.
+
+    Raises ConfigError that says what is wrong when it would not load.
+    """
+    model = model or _USUAL_MODELS.get(provider)
+    if model is None:
+        raise ConfigError(f"no usual model is known for {provider!r}", hint="name one with --model")
+    text = f"""\
+# What is asked of a remote model until a local one has learned it. `apprentice check` says what is wrong or missing.
+tasks:
+  - name: {_quoted(name)}
+    description: {_quoted(description)}
+    # instructions: "what the remote should know beyond that"
+    # Types: str, int, float, bool, dict, list, list[str], dict[str, int], enum[a, b]; with a ? behind it may be null.
+    input_schema:{_block(_read(input_schema, "input_schema")[0])}
+    output_schema:{_block(_read(output_schema, "output_schema")[0])}
+    evaluator: structured_match  # or: exact_match, semantic_similarity, numeric, custom
+    # match_fields: [a, b]  # compare these fields only
+    confidence_thresholds:
+      phase1_to_phase2: 50  # examples before the local model is tried
+      phase2_to_phase3: 0.85  # agreement that must be proven before it serves alone
+      coaching_trigger: 0.70  # agreement below this asks the remote more often
+      emergency_threshold: 0.50  # agreement below this withdraws the local model
+
+remote:
+  provider: {_quoted(provider)}
+  model: {_quoted(model)}
+  api_key_env: {re.sub("[^A-Z0-9]", "_", provider.upper())}_API_KEY  # the NAME of the variable, never the key
+
+local:
+  backend: embedded  # learns on the CPU, in this process's own background worker
+  model_dir: ./models/
+
+sampling:
+  min_floor: 0.02  # never compare less than 2 % of the requests
+
+budget:
+  daily: 10.00  # US dollars; a call that might break a cap is not made
+  currency: USD
+"""
+    parse(text)
+    return text
+
+
+def _block(schema: Json) -> str:
+    if not isinstance(schema, dict):
+        return f" {_quoted(schema)}"
+    return "".join(f"\n      {_quoted(name)}: {_quoted(kind)}" for name, kind in schema.items())
+
+
+def _quoted(value: Json) -> str:
+    """The value as YAML on one line: plain where it is a word or a type, else JSON, which YAML 1.2 includes."""
+    if (
+        isinstance(value, str)
+        and re.fullmatch(r"[A-Za-z_][\w.-]*(\[[\w ,]+\])?\??", value)
+        and _read(value, "")[0] == value
+    ):
+        return value
+    # What YAML takes for a line break or refuses, while JSON lets it stand.
+    return re.sub(
+        "[\x7f-\x9f\u2028\u2029\ufeff]", lambda m: f"\\u{ord(m[0]):04x}", json.dumps(value, ensure_ascii=False)
+    )

@@ -1,0 +1,692 @@
+"""`Apprentice.run` / `arun`: who answers, in the order of the design, and the only I/O of the request path.
+
+    1 validate the input        4 ask the local model, which may defer
+    2 read the live state       5 ask the remote: reserve, send, settle
+    3 decide                    6 compare the pair    7 write the Record, then answer
+
+The live state of a task is a fold over its Records in the order of the store, so that every process that shares the store
+arrives at the same state, and a restart arrives at the state it left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from functools import wraps
+from pathlib import Path
+from random import Random
+from types import TracebackType
+from typing import Any, Self
+
+from apprentice import confidence, decide, plugins
+from apprentice.calls import Calls
+from apprentice.config import Config, TaskConfig, load
+from apprentice.errors import (
+    ApprenticeError,
+    BudgetError,
+    ConfigError,
+    DeadlineExceeded,
+    IdempotencyConflict,
+    InvalidAnswer,
+    ModelError,
+    NoLocalModel,
+)
+from apprentice.types import (
+    Answer,
+    Attempt,
+    Confidence,
+    Decision,
+    Evaluator,
+    Event,
+    Evidence,
+    Json,
+    Model,
+    Reason,
+    Record,
+    Result,
+    Score,
+    Seconds,
+    Source,
+    Store,
+    Version,
+)
+
+
+_SNAPSHOT_EVERY = 500  # Records between two snapshots of a live state
+
+
+@dataclass(slots=True)
+class _Live:
+    """One task as this process knows it."""
+
+    config: TaskConfig
+    settings: confidence.Settings
+    evaluator: Evaluator
+    state: confidence.State = field(default_factory=confidence.State)
+    seq: int = 0  # the last Record folded into `state`
+    saved_at: int = 0  # the value of `seq` when the state was last written to the store
+    standing: Confidence = field(default_factory=Confidence)
+    known: dict[str, list[float]] = field(default_factory=dict)  # confidences on recent inputs, by version
+    champion: Version | None = None
+    model: Model | None = None
+    retired: list[Model] = field(default_factory=list)  # closed with the engine: requests in flight may still use them
+    unsaid: deque[tuple[Event, str | None]] = field(default_factory=deque)  # found by the fold, not recorded yet
+    labels: int = 0  # remote answers recorded, whatever the version
+    tried_at: int = 0  # how many there were when a teaching cycle was last started
+    cycle: asyncio.Task[None] | None = None
+    in_flight: dict[str, asyncio.Future[Result]] = field(default_factory=dict)  # by idempotency key
+
+
+class Apprentice:
+    """One call, `run(task, input)`; behind it the remote, the local model and everything that chooses between them.
+
+    Usable as it is from synchronous code (`run` works inside a running event loop and in a notebook, too), as a context
+    manager, or as an async context manager, which saves the hop between threads that `arun` otherwise makes.
+
+    `seed` makes the sampling reproducible; leave it out in production. Raises ConfigError.
+    """
+
+    def __init__(
+        self, config: Config | str | os.PathLike[str], *, seed: int | None = None, clock: Callable[[], Seconds] = time.time
+    ) -> None:
+        self.config = config if isinstance(config, Config) else load(Path(config))
+        self._clock = clock
+        self._dice = Random(seed)  # noqa: S311  (sampling, not secrecy)
+        self._bridge = _Bridge()
+        self._opened = False
+        self._closed = False
+        self._tasks: dict[str, _Live] = {}
+        self._store: Store
+        self._calls: Calls
+        self._open_lock = asyncio.Lock()
+        self._fold_lock = asyncio.Lock()
+
+    # --- the call -----------------------------------------------------------------------------------------------------
+
+    async def arun(
+        self,
+        task: str,
+        input: Json,
+        *,
+        idempotency_key: str | None = None,
+        deadline: Seconds | None = None,
+        tags: dict[str, str] | None = None,
+    ) -> Result:
+        """The answer to one request, durable in the store before it is returned.
+
+        `deadline` is in seconds from now. The same `idempotency_key` with the same input gives the same Result and costs
+        nothing. Raises UnknownTask, InvalidInput, IdempotencyConflict before anything is spent; BudgetError, ModelError,
+        DeadlineExceeded when nobody could answer; StoreError when the request could not be recorded.
+        """
+        return await self._bridge.here(
+            self._run(task, input, idempotency_key=idempotency_key, deadline=deadline, tags=tags or {})
+        )
+
+    def run(
+        self,
+        task: str,
+        input: Json,
+        *,
+        idempotency_key: str | None = None,
+        deadline: Seconds | None = None,
+        tags: dict[str, str] | None = None,
+    ) -> Result:
+        """The same as `arun`, for synchronous code."""
+        return self._bridge.wait(
+            self._run(task, input, idempotency_key=idempotency_key, deadline=deadline, tags=tags or {})
+        )
+
+    def task[**P](self, name: str) -> Callable[[Callable[P, Any]], Callable[P, Any]]:
+        """Decorate a function so that calling it runs the task with its arguments as the input and returns the output.
+
+        The function's parameters are the fields of the task's input; its body is not executed. An `async def` gives a
+        coroutine. Raises ConfigError when the parameters do not fit the task's input schema.
+        """
+        fields = self.config.task(name).task.input_schema.get("properties", {})
+
+        def decorate(function: Callable[P, Any]) -> Callable[P, Any]:
+            signature = inspect.signature(function)
+            for parameter in signature.parameters:
+                if parameter not in fields:
+                    raise ConfigError(
+                        f"task {name!r} has no input field {parameter!r}", hint=f"fields: {', '.join(fields)}"
+                    )
+
+            def bound(*args: P.args, **kwargs: P.kwargs) -> dict[str, Json]:
+                arguments = signature.bind(*args, **kwargs)
+                arguments.apply_defaults()
+                return dict(arguments.arguments)
+
+            if inspect.iscoroutinefunction(function):
+
+                @wraps(function)
+                async def asynchronous(*args: P.args, **kwargs: P.kwargs) -> Json:
+                    return (await self.arun(name, bound(*args, **kwargs))).output
+
+                return asynchronous
+
+            @wraps(function)
+            def synchronous(*args: P.args, **kwargs: P.kwargs) -> Json:
+                return self.run(name, bound(*args, **kwargs)).output
+
+            return synchronous
+
+        return decorate
+
+    async def confidence(self, task: str) -> Confidence:
+        """The state of one task's quality estimate, bounds included."""
+
+        async def read() -> Confidence:
+            live = await self._live(task)
+            return confidence.summary(live.state, live.settings)
+
+        return await self._bridge.here(read())
+
+    async def idle(self) -> None:
+        """Return when no teaching cycle that this process started is running."""
+
+        async def wait() -> None:
+            while cycles := [live.cycle for live in self._tasks.values() if live.cycle is not None]:
+                await asyncio.wait(cycles)
+
+        await self._bridge.here(wait())
+
+    # --- opening and closing ------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        self._bridge.adopt(asyncio.get_running_loop())
+        await self._bridge.here(self._open())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __enter__(self) -> Self:
+        self._bridge.wait(self._open())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def aclose(self) -> None:
+        """Close the store and the models; a teaching cycle that runs in the background goes on."""
+        await self._bridge.here(self._close())
+        self._bridge.stop()
+
+    def close(self) -> None:
+        """The same as `aclose`, for synchronous code."""
+        self._bridge.wait(self._close())
+        self._bridge.stop()
+
+    async def _open(self) -> None:
+        """Open the store, build the remotes, and bring every task up to date. Raises ConfigError, StoreError."""
+        if self._closed:
+            raise ApprenticeError("this Apprentice is closed", hint="make a new one")
+        async with self._open_lock:
+            if self._opened:
+                return
+            evaluators = {task.name: self._evaluator(task) for task in self.config.tasks}
+            self._store = plugins.build("stores", self.config.store.backend, path=self.config.store.path)
+            self._calls = Calls(self.config, self._store, clock=self._clock, new_id=new_id, dice=self._dice)
+            try:
+                self._calls.ready()
+                self._tasks = {
+                    task.name: await self._restore(task, evaluators[task.name]) for task in self.config.tasks
+                }
+                await self._catch_up()
+                for name, live in self._tasks.items():
+                    live.labels = await self._store.count(name, labelled=True)
+            except BaseException:
+                await self._calls.close()
+                await self._store.close()
+                raise
+            self._opened = True
+
+    async def _restore(self, task: TaskConfig, evaluator: Evaluator) -> _Live:
+        live = _Live(task, confidence.settings(task.confidence_thresholds, task.sampling or self.config.sampling), evaluator)
+        if (saved := await self._store.load_state(task.name)) is not None:
+            live.seq, text = saved
+            live.state = confidence.State.from_json(text)
+        for version in await self._store.versions(task.name):
+            live.tried_at = max(live.tried_at, version.metrics.get("labels", 0))
+        return live
+
+    def _evaluator(self, task: TaskConfig) -> Evaluator:
+        name, settings = task.evaluator_settings
+        built: Evaluator = plugins.build("evaluators", name, **settings)
+        return built
+
+    async def _close(self) -> None:
+        if not self._opened or self._closed:
+            self._closed = True
+            return
+        self._closed = True
+        for live in self._tasks.values():
+            if live.cycle is not None:
+                live.cycle.cancel()  # ends the waiting, not the worker
+            for model in [*live.retired, *([live.model] if live.model is not None else [])]:
+                await model.close()
+            await self._save(live)
+        await self._calls.close()
+        await self._store.close()
+
+    async def _live(self, name: str) -> _Live:
+        self.config.task(name)  # UnknownTask, with the nearest names
+        if not self._opened or self._closed:
+            await self._open()
+        return self._tasks[name]
+
+    # --- one request --------------------------------------------------------------------------------------------------
+
+    async def _run(
+        self, name: str, input: Json, *, idempotency_key: str | None, deadline: Seconds | None, tags: dict[str, str]
+    ) -> Result:
+        self.config.task(name).validate_input(input)
+        live = await self._live(name)
+        if idempotency_key is None:
+            return await self._answer(live, input, None, deadline, tags)
+        while (running := live.in_flight.get(idempotency_key)) is not None:
+            await asyncio.wait([running])  # whatever it ends in, the store knows it then
+        live.in_flight[idempotency_key] = done = asyncio.get_running_loop().create_future()
+        try:
+            if (before := await self._store.record_by_key(name, idempotency_key)) is not None:
+                return _result_again(before, input)
+            return await self._answer(live, input, idempotency_key, deadline, tags)
+        finally:
+            del live.in_flight[idempotency_key]
+            done.cancel()
+
+    async def _answer(
+        self, live: _Live, input: Json, key: str | None, deadline: Seconds | None, tags: dict[str, str]
+    ) -> Result:
+        request = _Request(
+            id=new_id(),
+            at=self._clock(),
+            started=time.perf_counter(),
+            input=input,
+            key=key,
+            tags=tags,
+            deadline=None if deadline is None else asyncio.get_running_loop().time() + deadline,
+            version=live.champion.id if live.champion is not None else None,
+            decision=decide.decide(live.standing, has_local=live.model is not None, coin=self._dice.random()),
+        )
+        try:
+            await self._ask(live, request)
+        except asyncio.CancelledError:
+            # What was paid for is recorded although nobody waits for it any more.
+            await asyncio.shield(self._write(live, request, error="cancelled by the caller"))
+            raise
+        except ApprenticeError as error:
+            await self._write(live, request, error=f"{type(error).__name__}: {error}")
+            raise
+        await self._write(live, request)
+        return request.result()
+
+    async def _ask(self, live: _Live, request: _Request) -> None:
+        if request.decision.route != "remote":
+            await self._ask_local(live, request)
+        if request.decision.route != "local":
+            try:
+                request.remote = await self._calls.ask(
+                    live.config, request.input, purpose="serve", deadline=request.deadline, attempts=request.attempts
+                )
+            except BudgetError:
+                if not self._may_serve_locally(live, request):
+                    raise
+                request.change(route="local", reason="budget")
+            except ModelError:
+                # An audit that failed is a missing label, and its local answer was sure enough to be served alone.
+                # A deferred request is not: its local answer is below the certified level, so the error goes to the caller.
+                if request.decision.reason != "audit" or not request.sure:
+                    raise
+                request.change(route="local", reason="remote_failed")
+        if request.local is not None and request.remote is not None:
+            request.score = await _compare(live.evaluator, request.local, request.remote)
+
+    async def _ask_local(self, live: _Live, request: _Request) -> None:
+        assert live.model is not None  # decide() routes to the local model only where there is one
+        try:
+            async with asyncio.timeout_at(request.deadline):
+                answer = await live.model.answer(live.config.task, request.input)
+        except TimeoutError as error:
+            raise DeadlineExceeded("the local model did not answer before the deadline") from error
+        except (NoLocalModel, ModelError) as error:
+            request.local = None
+            request.change(route="remote", reason="local_failed", problem=str(error))
+            return
+        request.local = _validated(live.config, answer)
+        request.decision = decide.defer(
+            request.decision, request.local.confidence, valid=request.local.output is not None
+        )
+
+    def _may_serve_locally(self, live: _Live, request: _Request) -> bool:
+        """Whether a request may be answered locally because the money is out: only where local answers are being served
+        at all, and only if the operator did not ask for refusal."""
+        serving = request.decision.phase == "steady" and request.local is not None and request.local.output is not None
+        return serving and self.config.budget.on_exhausted == "degrade"
+
+    async def _write(self, live: _Live, request: _Request, *, error: str | None = None) -> None:
+        seq = await self._store.append(request.record(live.config.name, error))
+        if seq > live.seq:
+            await self._catch_up()
+        self._maybe_learn(live)
+
+    # --- the live state -----------------------------------------------------------------------------------------------
+
+    async def _catch_up(self) -> None:
+        """Fold what was recorded since the last time, by whichever process, in the order of the store."""
+        async with self._fold_lock:
+            changes = await self._store.changes(min(live.seq for live in self._tasks.values()))
+            last = changes.evidence[-1].seq if changes.evidence else 0
+            for name, live in self._tasks.items():
+                rows = [row for row in changes.evidence if row.task == name and row.seq > live.seq]
+                latest = changes.champions.get(name)
+                promoted = latest is not None and (live.champion is None or live.champion.id != latest.id)
+                if promoted or {row.version for row in rows} - {None, *live.known}:
+                    versions = await self._store.versions(name)
+                    live.known = {version.id: version.metrics.get("confidences", []) for version in versions}
+                self._fold(live, rows)
+                live.seq = max(live.seq, last)
+                if latest is not None and promoted:
+                    await self._adopt(live, latest)
+                elif rows:
+                    live.standing = confidence.standing(live.state, live.settings)
+                await self._say(live)
+                if live.seq - live.saved_at >= _SNAPSHOT_EVERY:
+                    await self._save(live)
+
+    def _fold(self, live: _Live, rows: list[Evidence]) -> None:
+        for row, seen in confidence.fold(live.state, live.settings, rows, live.known):
+            event = Event(
+                key=f"{row.seq}/{seen.name}",  # each process that folds this row says the same; it is kept once
+                name=seen.name,
+                task=row.task,
+                at=row.at,
+                message=seen.message,
+                evidence=seen.evidence,
+            )
+            live.unsaid.append((event, row.version))
+        live.labels += sum(row.served == "remote" or row.score is not None for row in rows)
+
+    async def _say(self, live: _Live) -> None:
+        """Record what the fold found. What a failing store does not take is said again the next time."""
+        while live.unsaid:
+            event, version = live.unsaid[0]
+            await self._store.add_event(event)
+            if event.name == "CERTIFIED" and version is not None:
+                await self._store.certify(event.task, version, event.at)
+            live.unsaid.popleft()
+
+    async def _save(self, live: _Live) -> None:
+        """Keep a snapshot, so that a restart folds only what came after it."""
+        await self._store.save_state(live.config.name, live.seq, live.state.to_json())
+        live.saved_at = live.seq
+
+    async def _adopt(self, live: _Live, champion: Version) -> None:
+        """Serve another version from the next request on; requests in flight finish with the one they began with."""
+        local = live.config.local or self.config.local
+        model: Model = plugins.build("models", local.backend, checkpoint=champion.path, **local.settings)
+        former, live.model, live.champion = live.model, model, champion
+        if live.state.version != champion.id:  # a restored state may know it already
+            confidence.start_version(live.state, live.settings, champion.id, live.known[champion.id])
+        live.standing = confidence.standing(live.state, live.settings)
+        if former is not None:
+            live.retired.append(former)
+
+    # --- teaching, in a process of its own ----------------------------------------------------------------------------
+
+    def _maybe_learn(self, live: _Live) -> None:
+        """Start a teaching cycle in the background when enough was learned about the task since the last one."""
+        local = live.config.local or self.config.local
+        if live.cycle is not None or self._closed or local.learn != "background" or local.fine_tune_backend is None:
+            return
+        first = live.config.confidence_thresholds.phase1_to_phase2
+        if decide.needs_training(live.labels - live.tried_at, live.tried_at, local.fine_tune_batch_size, first):
+            live.tried_at = live.labels
+            live.cycle = asyncio.create_task(self._teach(live))
+
+    async def _teach(self, live: _Live) -> None:
+        try:
+            code, said = await _worker(self.config, live.config.name)
+            if code != 0 and not self._closed:
+                await self._store.add_event(
+                    Event(
+                        name="TRAINING_FAILED",
+                        task=live.config.name,
+                        at=self._clock(),
+                        message=f"the worker ended with code {code}; serving goes on as before",
+                        evidence={"code": code, "said": said[-2000:]},
+                    )
+                )
+            await self._catch_up()
+        finally:
+            live.cycle = None
+
+
+@dataclass(slots=True)
+class _Request:
+    """One request on its way through the engine."""
+
+    id: str
+    at: Seconds
+    started: float
+    input: Json
+    key: str | None
+    tags: dict[str, str]
+    deadline: Seconds | None
+    version: str | None
+    decision: Decision
+    local: Answer | None = None
+    remote: Answer | None = None
+    score: Score | None = None
+    attempts: list[Attempt] = field(default_factory=list)
+
+    @property
+    def sure(self) -> bool:
+        """The local answer is valid and above the threshold, so that it could have been served alone."""
+        if self.local is None or self.local.output is None or self.decision.level >= 1.0:
+            return False
+        threshold = self.decision.threshold
+        return threshold is None or (self.local.confidence is not None and self.local.confidence >= threshold)
+
+    def change(self, *, route: str, reason: Reason, problem: str | None = None) -> None:
+        self.decision = self.decision.model_copy(update={"route": route, "reason": reason})
+
+    @property
+    def served(self) -> tuple[Source, Answer] | None:
+        if self.remote is not None:
+            return "remote", self.remote
+        if self.local is not None and self.local.output is not None and self.decision.route == "local":
+            return "local", self.local
+        return None
+
+    def record(self, task: str, error: str | None) -> Record:
+        served = self.served
+        return Record(
+            request_id=self.id,
+            task=task,
+            at=self.at,
+            input=self.input,
+            decision=self.decision,
+            version=self.version,
+            local=self.local,
+            remote=self.remote,
+            served=None if served is None or error is not None else served[0],
+            score=self.score,
+            attempts=tuple(self.attempts),
+            cost=sum(attempt.cost for attempt in self.attempts),
+            latency=time.perf_counter() - self.started,
+            idempotency_key=self.key,
+            tags=self.tags,
+            error=error,
+        )
+
+    def result(self) -> Result:
+        served = self.served
+        if served is None:
+            raise InvalidAnswer("neither model gave an answer that fits the task's output schema")
+        source, answer = served
+        return Result(
+            output=answer.output,
+            source=source,
+            request_id=self.id,
+            version=self.version if source == "local" else None,
+            confidence=self.local.confidence if self.local is not None else None,
+            cost=sum(attempt.cost for attempt in self.attempts),
+            decision=self.decision,
+        )
+
+
+class _Bridge:
+    """Runs everything on one event loop: the caller's, when it entered `async with`, else one in a thread of its own.
+
+    One loop, because the HTTP client, the store and the locks belong to the loop that they were first used on.
+    """
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._guard = threading.Lock()
+
+    def adopt(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Use the caller's loop from now on, unless one is in use already."""
+        with self._guard:
+            if self._loop is None:
+                self._loop = loop
+
+    async def here[T](self, work: Coroutine[Any, Any, T]) -> T:
+        """Await `work` on the loop, from whichever loop the caller is on."""
+        loop = self._home()
+        if loop is asyncio.get_running_loop():
+            return await work
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
+
+    def wait[T](self, work: Coroutine[Any, Any, T]) -> T:
+        """Block until `work` is done on the loop."""
+        loop = self._home()
+        try:
+            running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is loop:
+            work.close()
+            raise ApprenticeError(
+                "a blocking call inside the event loop that runs this Apprentice would wait for itself",
+                hint="inside `async with Apprentice(…) as app`, use `await app.arun(…)`",
+            )
+        future = asyncio.run_coroutine_threadsafe(work, loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # a KeyboardInterrupt must not leave the request running
+            raise
+
+    def stop(self) -> None:
+        """End the thread, if there is one."""
+        with self._guard:
+            loop, thread = self._loop, self._thread
+            self._thread = None
+        if loop is not None and thread is not None:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+
+    def _home(self) -> asyncio.AbstractEventLoop:
+        with self._guard:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._loop.run_forever, name="apprentice", daemon=True)
+                self._thread.start()
+            if self._loop.is_closed():
+                raise ApprenticeError("this Apprentice is closed", hint="make a new one")
+            return self._loop
+
+
+def new_id() -> str:
+    """A fresh id for a request or an attempt."""
+    return uuid.uuid4().hex
+
+
+def _validated(task: TaskConfig, answer: Answer) -> Answer:
+    """The local answer, without its output if that does not fit the task's output schema: it is never served then."""
+    if answer.output is None:
+        return answer
+    try:
+        task.validate_output(answer.output)
+    except InvalidAnswer as error:
+        return answer.model_copy(update={"output": None, "problem": str(error)})
+    return answer
+
+
+async def _compare(evaluator: Evaluator, local: Answer, remote: Answer) -> Score:
+    if local.output is None:
+        return Score(value=0.0)  # an answer that cannot be served agrees with nothing
+    return await evaluator(local.output, remote.output)
+
+
+def _result_again(record: Record, input: Json) -> Result:
+    """The Result of a request that was answered before under the same idempotency key."""
+    if record.input != input:
+        raise IdempotencyConflict(f"the idempotency key {record.idempotency_key!r} was used before, with another input")
+    answer = record.remote if record.served == "remote" else record.local
+    if record.served is None or answer is None:
+        raise IdempotencyConflict(
+            f"the request with the idempotency key {record.idempotency_key!r} failed: {record.error}"
+        )
+    return Result(
+        output=answer.output,
+        source=record.served,
+        request_id=record.request_id,
+        version=record.version if record.served == "local" else None,
+        confidence=record.local.confidence if record.local is not None else None,
+        cost=record.cost,
+        decision=record.decision,
+    )
+
+
+async def _worker(config: Config, task: str) -> tuple[int, str]:
+    """One teaching cycle in a process of its own: its exit code and the end of what it said.
+
+    The process is in a session of its own and outlives this one, so that a short-lived caller teaches, too. It gets the
+    configuration on its standard input, and none of the providers' keys.
+    """
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[int] = loop.create_future()
+    remotes = [config.remote, *config.remote.additional_providers, *config.teachers]
+    keys = {remote.api_key_env for remote in remotes}
+    environment = {name: value for name, value in os.environ.items() if name not in keys}
+    log = (config.task(task).local or config.local).model_dir / task / "learn.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "apprentice.worker", "--once", task],
+            stdin=subprocess.PIPE,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+
+    def attend() -> None:
+        process.communicate(config.model_dump_json().encode())
+        # The loop may be gone by now: then nobody waits for the code either.
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(lambda: None if ended.done() else ended.set_result(process.returncode))
+
+    # A daemon thread, because the interpreter joins the threads of an executor when it exits.
+    threading.Thread(target=attend, name=f"learn-{task}", daemon=True).start()
+    code = await ended
+    return code, log.read_text(errors="replace")

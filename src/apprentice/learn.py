@@ -1,0 +1,217 @@
+"""One teaching cycle: select -> train -> examine -> promote or drop.
+
+It shares only the store with the engine. A lease makes sure that a task is taught by one process at a time; its token is
+checked again when the version is promoted, so that a worker that was thought dead cannot publish over its successor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+from apprentice import plugins, promotion
+from apprentice.config import Config, TaskConfig
+from apprentice.errors import StoreBusy, TrainingError
+from apprentice.types import Answer, Checkpoint, Event, Example, Json, Lease, Model, Record, Seconds, Store, Version
+
+_LEASE: Seconds = 60.0  # renewed every third of it; a worker that dies is replaced after this long
+_RECENT = 500  # inputs on which the candidate's confidence is looked at, to fix its deferral thresholds
+
+
+class Selection(NamedTuple):
+    """What a cycle learns from, and what it is examined on. `labels` counts the recorded answers behind both."""
+
+    training: list[Example]
+    held_out: list[Example]
+    labels: int
+
+
+class Examination(NamedTuple):
+    """What the examiner found: scores on the held-out rows, and the candidate's confidence on recent inputs."""
+
+    screening: promotion.Screening
+    confidences: list[float]
+
+
+async def learn(
+    config: Config, task_name: str, store: Store, *, clock: Callable[[], Seconds], owner: str, seed: int = 0
+) -> Version:
+    """The version that this cycle made, promoted or rejected; its `state` says which.
+
+    Raises StoreBusy when another process is teaching this task, TrainingError when there is nothing to learn from or the
+    trainer cannot learn it.
+    """
+    task = config.task(task_name)
+    async with _teaching(store, task_name, owner, clock) as lease:
+        selection = select(await store.records(task_name, labelled=True))
+        if not selection.training:
+            raise TrainingError(f"task {task_name!r} has no recorded answer to learn from yet")
+        checkpoint = await train(config, task, selection, seed)
+        examination = await examine(config, task, selection, checkpoint, store)
+        return await decide(task_name, selection, checkpoint, examination, store, lease, clock)
+
+
+def select(records: Iterable[tuple[int, Record]]) -> Selection:
+    """Examples from recorded remote answers: the newest answer to an input counts, one input in ten is held out."""
+    newest: dict[str, Example] = {}
+    labels = 0
+    for _, record in records:
+        if record.remote is None or record.remote.output is None:
+            continue
+        labels += 1
+        newest[promotion.fingerprint(record.input)] = Example(
+            input=record.input,
+            target=record.remote.output,
+            source="remote",
+            request_id=record.request_id,
+            model=record.remote.model,
+            at=record.at,
+        )
+    held_out = [example for key, example in newest.items() if promotion.held_out(key)]
+    training = [example for key, example in newest.items() if not promotion.held_out(key)]
+    return Selection(training, held_out, labels)
+
+
+async def train(config: Config, task: TaskConfig, selection: Selection, seed: int) -> Checkpoint:
+    """A checkpoint of the configured trainer, in a thread, so that the lease goes on being renewed."""
+    local = task.local or config.local
+    if local.fine_tune_backend is None:
+        raise TrainingError(
+            f"nothing is configured to train a local model for {task.name!r}",
+            hint="name a trainer in `local.fine_tune_backend`, say: embedded",
+        )
+    trainer = plugins.build("trainers", local.fine_tune_backend, **local.fine_tune_settings)
+    into = local.model_dir / task.name
+    into.mkdir(parents=True, exist_ok=True)
+    trained: Checkpoint = await asyncio.to_thread(
+        trainer.train, task.learnable_task, selection.training, into=into, seed=seed
+    )
+    return trained
+
+
+async def examine(
+    config: Config, task: TaskConfig, selection: Selection, checkpoint: Checkpoint, store: Store
+) -> Examination:
+    """Scores of the candidate and of the champion on the held-out rows, and the candidate's confidence on recent inputs."""
+    name, settings = task.evaluator_settings
+    evaluate = plugins.build("evaluators", name, **settings)
+
+    async def scores(model: Model) -> list[float]:
+        found = []
+        for example in selection.held_out:
+            answer = await _answer(task, model, example.input)
+            found.append((await evaluate(answer.output, example.target)).value if answer.output is not None else 0.0)
+        return found
+
+    candidate = _model(config, task, str(checkpoint.path))
+    champions = [version for version in await store.versions(task.name) if version.state == "champion"]
+    champion = _model(config, task, champions[0].path) if champions else None
+    try:
+        screening = promotion.screen(await scores(candidate), await scores(champion) if champion is not None else None)
+        recent = [record for _, record in await store.records(task.name, limit=_RECENT, newest=True)]
+        confidences = await _confidences(task, candidate, recent, checkpoint)
+    finally:
+        for model in (candidate, champion):
+            if model is not None:
+                await model.close()
+    return Examination(screening, confidences)
+
+
+async def decide(
+    task_name: str,
+    selection: Selection,
+    checkpoint: Checkpoint,
+    examination: Examination,
+    store: Store,
+    lease: Lease,
+    clock: Callable[[], Seconds],
+) -> Version:
+    """Write the version and what was found into the history, and promote it unless the examination says otherwise."""
+    screening = examination.screening
+    version = await store.add_version(
+        Version(
+            id="",
+            task=task_name,
+            checkpoint=checkpoint.id,
+            path=str(checkpoint.path),
+            state="candidate" if screening.promote else "rejected",
+            trained_on=len(selection.training),
+            created_at=clock(),
+            metrics={
+                "labels": selection.labels,
+                "held_out": {"n": screening.n, "candidate": screening.candidate, "champion": screening.champion},
+                "reason": screening.reason,
+                "confidences": examination.confidences,
+            },
+        )
+    )
+    if screening.promote:
+        await store.promote(task_name, version.id, clock(), lease=lease)
+    await store.add_event(
+        Event(
+            name="PROMOTED" if screening.promote else "REJECTED",
+            task=task_name,
+            at=clock(),
+            message=f"{version.id}, trained on {version.trained_on} examples: {screening.reason}",
+            evidence={"version": version.id, "held_out": version.metrics["held_out"]},
+        )
+    )
+    return next(v for v in await store.versions(task_name) if v.id == version.id)
+
+
+@asynccontextmanager
+async def _teaching(
+    store: Store, task_name: str, owner: str, clock: Callable[[], Seconds]
+) -> AsyncIterator[Lease]:
+    """Hold the right to teach a task. Losing it (a suspended machine, say) cancels the cycle."""
+    lease = await store.acquire(f"learn/{task_name}", owner, clock(), _LEASE)
+    if lease is None:
+        raise StoreBusy(f"another process is teaching {task_name!r}")
+    cycle = asyncio.current_task()
+
+    async def keep(held: Lease | None) -> None:
+        while held is not None:
+            await asyncio.sleep(_LEASE / 3)
+            held = await store.renew(held, clock(), _LEASE)
+        if cycle is not None:
+            cycle.cancel()
+
+    keeper = asyncio.create_task(keep(lease))
+    try:
+        yield lease
+    finally:
+        keeper.cancel()
+        await store.release(lease)
+
+
+async def _confidences(
+    task: TaskConfig, candidate: Model, recent: list[Record], checkpoint: Checkpoint
+) -> list[float]:
+    """The candidate's confidence on recent inputs, sorted: what it would have said had it not learned from them.
+
+    A model is surer of what it was trained on, so the trainer's out-of-fold confidence is taken for those rows where there
+    is one; thresholds fixed on the inflated values would defer too much.
+    """
+    out_of_fold: dict[str, Json] = checkpoint.manifest.get("out_of_fold", {})
+    found = []
+    for record in recent:
+        if record.request_id in out_of_fold:
+            found.append(float(out_of_fold[record.request_id]))
+        else:
+            answer = await _answer(task, candidate, record.input)
+            found.append(answer.confidence or 0.0)
+    return sorted(round(value, 6) for value in found)
+
+
+async def _answer(task: TaskConfig, model: Model, input: Json) -> Answer:
+    answer = await model.answer(task.task, input)
+    await asyncio.sleep(0)  # an embedded model never waits: let the lease be renewed
+    return answer
+
+
+def _model(config: Config, task: TaskConfig, path: str) -> Model:
+    local = task.local or config.local
+    model: Model = plugins.build("models", local.backend, checkpoint=path, **local.settings)
+    return model

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apprentice import cli
+
+from .conftest import YAML, texts
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line in the test's folder: (exit code, output, what was said on standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        try:
+            code = cli.main(arguments)
+        except SystemExit as end:  # argparse
+            code = int(end.code or 0)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+@contextmanager
+def remote(folder: Path, *, teach: bool = False) -> Iterator[None]:
+    """The configuration of the tests in the folder, with a remote that a process of its own serves."""
+    program = (
+        "import asyncio\n"
+        "from tests.conftest import honest\n"
+        "from apprentice.testing.servers import serve_openai\n"
+        "async def main():\n"
+        "    async with serve_openai(honest) as server:\n"
+        "        print(server.url, flush=True)\n"
+        "        await asyncio.Event().wait()\n"
+        "asyncio.run(main())\n"
+    )
+    server = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert server.stdout is not None
+        text = YAML.replace("BASE_URL", server.stdout.readline().strip())
+        (folder / "apprentice.yaml").write_text(text if teach else text.replace("local:", "local:\n  learn: 'off'"))
+        yield
+    finally:
+        server.terminate()
+        server.communicate()
+
+
+def test_init_writes_a_file_that_check_accepts(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run(
+        "init", "--task", "mail", "--description", "Sort mail", "--input", "{text: str}", "--output", "{label: [a, b]}"
+    )
+    assert code == 0 and "apprentice.yaml" in out
+    code, out, err = run("check", "--json")
+    assert code == 0
+    assert json.loads(out)["tasks"] == ["mail"]
+    assert run("check")[0] == 0
+
+
+def test_init_overwrites_nothing(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "apprentice.yaml").write_text("mine")
+    assert run("init", "--task", "mail", "--description", "d")[0] == 2
+    assert (tmp_path / "apprentice.yaml").read_text() == "mine"
+
+
+def test_init_says_what_it_needs_where_nobody_can_be_asked(run: Run) -> None:
+    code, _, err = run("init", "--task", "mail")
+    assert code == 2 and "--description" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["run", "sort", "--input", '{"text": ""}'], 3),
+        (["run", "sort", "--input", '{"txt": "a"}'], 3),
+        (["run", "sort", "--input", "{"], 3),
+        (["run", "sotr", "--input", '{"text": "a pear"}'], 3),
+        (["run", "sort", "--input", '{"text": "a pear"}', "--config", "no.yaml"], 2),
+        (["learn", "sort"], 1),
+        (["nonsense"], 2),
+        (["demo", "--requests", "0"], 2),
+        (["demo", "--task", "nothing"], 2),
+    ],
+)
+def test_each_kind_of_failure_has_its_exit_code(run: Run, tmp_path: Path, arguments: list[str], code: int) -> None:
+    with remote(tmp_path):
+        found, out, err = run(*arguments)
+    assert found == code
+    assert err and not out
+
+
+def test_with_json_a_failure_is_an_object_too(run: Run, tmp_path: Path) -> None:
+    with remote(tmp_path):
+        code, out, err = run("run", "sort", "--json", "--input", '{"text": ""}')
+    assert (code, err) == (3, "")
+    assert json.loads(out)["error"] == "InvalidInput"
+
+
+def test_lines_in_lines_out_and_a_bad_line_stops_nobody(run: Run, tmp_path: Path) -> None:
+    lines = [json.dumps({"text": text}) for text in texts(3)]
+    lines.insert(1, "not json")
+    lines.insert(2, json.dumps({"text": ""}))
+    with remote(tmp_path):
+        code, out, _ = run("run", "sort", stdin="\n".join(lines) + "\n\n")
+        found = [json.loads(line) for line in out.splitlines()]
+        assert code == 3
+        assert [line.get("error") for line in found] == [None, "InvalidRequest", "InvalidInput", None, None]
+        code, out, _ = run("status", "--json")
+        [status] = json.loads(out)
+        assert (status["requests"], status["confidence"]["phase"]) == (3, "cold_start")
+        code, out, _ = run("report", "--json")
+        [told] = json.loads(out)
+        assert told["cost"] == sum(round(line["cost_usd"] * 1e6) for line in found if "cost_usd" in line) > 0
+        for command in ("status", "report"):
+            assert "sort" in run(command)[1]
+
+
+def test_learn_makes_a_version_at_once_and_status_shows_it(run: Run, tmp_path: Path) -> None:
+    with remote(tmp_path):
+        run("run", "sort", stdin="\n".join(json.dumps({"text": text}) for text in texts(60)))
+        code, out, _ = run("learn", "sort", "--json")
+        assert code == 0 and json.loads(out)["state"] == "champion"
+        code, out, _ = run("status")
+    assert "reinforcement" in out and "v1" in out
+
+
+def test_status_before_the_first_request_says_what_to_do(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "apprentice.yaml").write_text(YAML.replace("BASE_URL", "http://127.0.0.1:9"))
+    code, _, err = run("status")
+    assert code == 2 and "apprentice run" in err
+
+
+def test_schema_is_a_json_schema_of_the_file(run: Run) -> None:
+    schema: dict[str, Any] = json.loads(run("schema")[1])
+    assert "tasks" in schema["properties"]
+    assert json.loads(run("schema", "--json")[1]) == schema
+
+
+def test_every_command_has_help_with_an_example(run: Run) -> None:
+    code, out, _ = run("--help")
+    commands = re.search(r"\n    (demo) ", out)
+    assert code == 0 and commands is not None
+    for command in ("demo", "init", "check", "schema", "run", "status", "report", "learn", "worker"):
+        code, out, _ = run(command, "--help")
+        assert code == 0
+        assert f"example: apprentice {command}" in " ".join(out.split())

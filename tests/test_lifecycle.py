@@ -1,0 +1,200 @@
+"""From the first request to local serving, through real sockets, a real store and a real worker process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from apprentice import plugins, report
+from apprentice.config import Config
+from apprentice.engine import Apprentice
+from apprentice.errors import BudgetExhausted, ModelError
+from apprentice.testing.servers import serve_openai
+from apprentice.types import Json, Result, Store
+
+from .conftest import honest, right, texts
+
+Configured = Callable[..., Config]
+
+
+async def play(app: Apprentice, asked: list[str]) -> list[Result]:
+    results = []
+    for text in asked:
+        results.append(await app.arun("sort", {"text": text}))
+        await app.idle()
+    return results
+
+
+async def opened(config: Config) -> Store:
+    store: Store = plugins.build("stores", "sqlite", path=config.store.path)
+    return store
+
+
+async def test_the_phases_follow_each_other_by_themselves_and_the_remote_is_withdrawn(configured: Configured) -> None:
+    async with serve_openai(honest) as server:
+        config = configured(server.url)
+        asked = texts(700)
+        async with Apprentice(config, seed=1) as app:
+            results = await play(app, asked)
+            alive = await app.confidence("sort")
+        paid = len(server.requests)
+    phases = list(dict.fromkeys(result.decision.phase for result in results))
+    assert phases == ["cold_start", "reinforcement", "steady"]
+    assert all(result.source == "remote" for result in results if result.decision.phase != "steady")
+    assert sum(result.source == "local" for result in results[-200:]) > 100
+    assert sum(r.output["kind"] == right(text) for r, text in zip(results, asked, strict=True)) >= 0.8 * len(asked)
+    assert all(0.05 <= r.decision.p <= 1 for r in results if r.decision.phase == "steady")
+    assert paid == sum(result.cost > 0 for result in results)
+
+    store = await opened(config)
+    try:
+        [status] = await report.status(config, store, now=0.0)
+        [told] = await report.report(config, store)
+        records = [record for _, record in await store.records("sort")]
+    finally:
+        await store.close()
+    assert status.confidence == alive  # another process arrives at the same state
+    assert told.remote_calls == paid
+    assert told.cost == sum(result.cost for result in results)
+    assert told.saved > 0
+    assert sum(point.last - point.first + 1 for point in told.trajectory) == len(records) == len(asked)
+
+    async with serve_openai(honest) as server:
+        async with Apprentice(configured(server.url), seed=1) as app:
+            assert await app.confidence("sort") == alive  # and so does a restart
+
+
+async def test_two_processes_on_one_store_agree(configured: Configured) -> None:
+    async with serve_openai(honest) as server:
+        config = configured(server.url)
+        async with Apprentice(config, seed=1) as one, Apprentice(config, seed=2) as two:
+            asked = texts(300)
+            for first, second in zip(asked[::2], asked[1::2], strict=True):
+                await asyncio.gather(one.arun("sort", {"text": first}), two.arun("sort", {"text": second}))
+                await asyncio.gather(one.idle(), two.idle())
+            await one.arun("sort", {"text": "a last pear"})
+            await two.arun("sort", {"text": "a last otter"})
+            await one.arun("sort", {"text": "one more drill"})
+            await two.idle()
+            ours = await one.confidence("sort")
+        async with Apprentice(config) as three:
+            assert await three.confidence("sort") == ours
+        store = await opened(config)
+        try:
+            trained = [version.trained_on for version in await store.versions("sort")]
+            events = [event.key for event in await store.events("sort") if event.key is not None]
+        finally:
+            await store.close()
+    assert len(trained) == len(set(trained)) >= 2  # no cycle ran twice
+    assert len(events) == len(set(events))
+
+
+async def test_a_killed_worker_loses_nothing_and_the_next_cycle_teaches(configured: Configured, tmp_path: Path) -> None:
+    async with serve_openai(honest) as server:
+        config = configured(server.url)
+        async with Apprentice(config, seed=1) as app:
+            for text in texts(40):
+                await app.arun("sort", {"text": text})
+            await kill_worker()
+            await app.idle()
+            store = await opened(config)
+            try:
+                assert await store.versions("sort") == []
+                [failed] = [event for event in await store.events("sort") if event.name == "TRAINING_FAILED"]
+                assert failed.evidence["code"] == -signal.SIGKILL
+                # What the killed worker held is given to the next one when its lease has run out.
+                assert await store.acquire("learn/sort", "test", failed.at + 3600, 0.0) is not None
+            finally:
+                await store.close()
+            results = await play(app, texts(80, seed=2))
+            assert {result.output["kind"] for result in results} == {"fruit", "animal", "tool"}
+            assert results[-1].decision.phase == "reinforcement"
+
+
+async def kill_worker() -> None:
+    """kill -9 the worker that this process started, as soon as it is there."""
+    async with asyncio.timeout(20):
+        while True:
+            for folder in Path("/proc").iterdir():
+                if folder.name.isdigit() and _is_our_worker(folder):
+                    os.kill(int(folder.name), signal.SIGKILL)
+                    return
+            await asyncio.sleep(0.001)
+
+
+def _is_our_worker(folder: Path) -> bool:
+    try:
+        command = (folder / "cmdline").read_bytes()
+        parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+    except OSError:
+        return False
+    return parent == os.getpid() and b"apprentice.worker" in command
+
+
+@pytest.fixture
+async def steady(configured: Configured) -> Config:
+    """A task that has reached the steady phase; its store and models are in the test's folder."""
+    async with serve_openai(honest) as server:
+        config = configured(server.url, local={"fine_tune_batch_size": 5000})
+        async with Apprentice(config, seed=3) as app:
+            results = await play(app, texts(300, seed=5))
+        assert results[-1].decision.phase == "steady"
+        return config
+
+
+async def test_out_of_money_local_serving_goes_on_and_says_so(steady: Config) -> None:
+    config = steady.model_copy(update={"budget": steady.budget.model_copy(update={"total": Decimal(0)})})
+    async with Apprentice(config, seed=4) as app:
+        results = [await app.arun("sort", {"text": text}) for text in texts(60, seed=6)]
+    assert {result.source for result in results} == {"local"}
+    assert {result.decision.reason for result in results} == {"certified", "budget"}
+
+    strict = config.model_copy(update={"budget": config.budget.model_copy(update={"on_exhausted": "refuse"})})
+    async with Apprentice(strict, seed=4) as app:
+        with pytest.raises(BudgetExhausted):
+            for text in texts(60, seed=6):
+                await app.arun("sort", {"text": text})
+
+
+async def test_a_remote_that_is_down_fails_deferred_requests_only(steady: Config) -> None:
+    remote = steady.remote.model_copy(update={"base_url": "http://127.0.0.1:9", "retries": 0})
+    reasons = set()
+    async with Apprentice(steady.model_copy(update={"remote": remote}), seed=4) as app:
+        for text in [*texts(60, seed=7), "zzz qqq vvv", "100 % @@@"]:
+            try:
+                result = await app.arun("sort", {"text": text})
+            except ModelError:
+                reasons.add("error")
+            else:
+                assert result.source == "local"
+                reasons.add(result.decision.reason)
+    assert reasons == {"certified", "remote_failed", "error"}
+
+
+async def test_a_student_that_got_worse_is_withdrawn(steady: Config) -> None:
+    """The remote changes its mind about everything: what is served must follow, without anybody doing anything."""
+    turned = {"fruit": "animal", "animal": "tool", "tool": "fruit"}
+
+    def other(body: dict[str, Json]) -> Json:
+        return {"kind": turned[honest(body)["kind"]]}
+
+    async with serve_openai(other) as server:
+        remote = steady.remote.model_copy(update={"base_url": server.url})
+        local = steady.local.model_copy(update={"learn": "off"})
+        async with Apprentice(steady.model_copy(update={"remote": remote, "local": local}), seed=4) as app:
+            results = await play(app, texts(400, seed=8))
+    assert results[-1].decision.phase == "reinforcement"
+    store = await opened(steady)
+    try:
+        named = {event.name for event in await store.events("sort")}
+    finally:
+        await store.close()
+    assert named & {"ALARM", "EMERGENCY"}
+
+

@@ -1,0 +1,621 @@
+"""The one HTTP boundary over real sockets: what became of an attempt, whatever server, network and names do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import json
+import logging
+import socket
+import ssl
+import struct
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apprentice import wire
+from apprentice.errors import ConfigError
+from apprentice.testing.servers import Reply, serve_openai
+
+KEY = "sk-CANARY-0815-do-not-leak"
+OK = b'{"choices": []}'
+
+# A key and two certificates for `localhost`, made for these tests and trusted nowhere: valid until 2120, and expired in
+# 2021.
+PRIVATE = """\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQglJ/dM3SCax/tYB7u
+OIp2o14XWZefRVc6eGl7YPBg/kChRANCAAQ03x9HiwHvr3Px45x7s0Rc9MYw28OE
+Vkr6ZCbHOtD/Q8F7zuMnIWB5sR+zNjQThl3w3wC9jUmTbIKF5OURwXhz
+-----END PRIVATE KEY-----
+"""
+VALID = """\
+-----BEGIN CERTIFICATE-----
+MIIBYjCCAQegAwIBAgIBATAKBggqhkjOPQQDAjAUMRIwEAYDVQQDDAlsb2NhbGhv
+c3QwIBcNMjAwMTAxMDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMBQxEjAQBgNVBAMM
+CWxvY2FsaG9zdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABDTfH0eLAe+vc/Hj
+nHuzRFz0xjDbw4RWSvpkJsc60P9DwXvO4ychYHmxH7M2NBOGXfDfAL2NSZNsgoXk
+5RHBeHOjSDBGMBQGA1UdEQQNMAuCCWxvY2FsaG9zdDAPBgNVHRMBAf8EBTADAQH/
+MB0GA1UdDgQWBBTX1BA8EcSXn7wkbyibcL/D0QUo+DAKBggqhkjOPQQDAgNJADBG
+AiEA2SXiioWTFSIwdnySG1qS+EDhyOXmLsvdhkKpnIJ5EM4CIQDKJYFlIpRAOBMF
+ymWyzdzDkeTttxhXU6XPWtjH7IKnHA==
+-----END CERTIFICATE-----
+"""
+EXPIRED = """\
+-----BEGIN CERTIFICATE-----
+MIIBXjCCAQWgAwIBAgIBAjAKBggqhkjOPQQDAjAUMRIwEAYDVQQDDAlsb2NhbGhv
+c3QwHhcNMjAwMTAxMDAwMDAwWhcNMjEwMTAxMDAwMDAwWjAUMRIwEAYDVQQDDAls
+b2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAAQ03x9HiwHvr3Px45x7
+s0Rc9MYw28OEVkr6ZCbHOtD/Q8F7zuMnIWB5sR+zNjQThl3w3wC9jUmTbIKF5OUR
+wXhzo0gwRjAUBgNVHREEDTALgglsb2NhbGhvc3QwDwYDVR0TAQH/BAUwAwEB/zAd
+BgNVHQ4EFgQU19QQPBHEl5+8JG8om3C/w9EFKPgwCgYIKoZIzj0EAwIDRwAwRAIg
+JdVorNaaC459fr9bzqO/GRA5iePjQ3LDqvrcv95/GOUCIHLc0Ho1qTUVM4WKl/f4
+8Uz5n+JegG1L0QvTecVb5Bvs
+-----END CERTIFICATE-----
+"""
+
+
+def openai(code: str, type_: str = "some_type") -> bytes:
+    return json.dumps(
+        {"error": {"message": "prose that says quota, rate limit and overloaded", "type": type_, "code": code}}
+    ).encode()
+
+
+def anthropic(type_: str, **details: str) -> bytes:
+    return json.dumps({"type": "error", "error": {"type": type_, "message": "prose", "details": details}}).encode()
+
+
+HTML = b"<html><body>rate_limit_exceeded insufficient_quota</body></html>"
+TABLE: list[tuple[int, bytes, wire.Kind, bool]] = [
+    # success
+    (200, OK, "answered", False),
+    (201, OK, "answered", False),
+    (200, b"{}", "answered", False),
+    (200, b"\xef\xbb\xbf{}", "answered", False),
+    (200, b"", "unknown", True),
+    (200, HTML, "unknown", True),
+    (200, b'{"choices": [', "unknown", True),
+    (200, b"[]", "unknown", True),
+    (200, b"null", "unknown", True),
+    (200, b'{"a": NaN}', "unknown", True),
+    (200, b'{"a": ' + b"9" * 5000 + b"}", "unknown", True),
+    (200, b"[" * 100_000, "unknown", True),
+    (200, b"\xff\xfe\xfa", "unknown", True),
+    (204, b"", "unknown", True),
+    (202, b"", "unknown", True),
+    # never followed
+    (301, b"", "rejected", False),
+    (302, HTML, "rejected", False),
+    (307, b"", "rejected", False),
+    (308, b"", "rejected", False),
+    # the request, as OpenAI says it
+    (400, openai("invalid_request_error"), "rejected", False),
+    (400, openai("context_length_exceeded"), "rejected", False),
+    (401, openai("invalid_api_key"), "rejected", False),
+    (403, openai("unsupported_country_region_territory"), "rejected", False),
+    (404, openai("model_not_found"), "rejected", False),
+    (422, openai("invalid"), "rejected", False),
+    (429, openai("rate_limit_exceeded"), "rejected", True),  # F46: the prose says quota
+    (429, openai("slow_down"), "rejected", True),
+    (429, openai("insufficient_quota"), "rejected", False),  # F45
+    (429, openai("x", "insufficient_quota"), "rejected", False),
+    (429, openai("credit_balance_exhausted"), "rejected", False),
+    (429, openai("organization_spend_limit_exceeded"), "rejected", False),
+    (429, openai("project_spend_limit_exceeded"), "rejected", False),
+    (429, openai("organization_usage_limit_exceeded"), "rejected", False),
+    (429, HTML, "rejected", True),
+    (500, openai("server_error"), "unknown", True),
+    (503, openai("server_is_overloaded"), "rejected", True),
+    (503, openai("slow_down"), "rejected", True),
+    (503, openai("x"), "unknown", True),
+    # the request, as Anthropic says it
+    (400, anthropic("invalid_request_error"), "rejected", False),
+    (401, anthropic("authentication_error"), "rejected", False),
+    (402, anthropic("billing_error"), "rejected", False),
+    (403, anthropic("permission_error"), "rejected", False),
+    (404, anthropic("not_found_error"), "rejected", False),
+    (413, anthropic("request_too_large"), "rejected", False),
+    (413, HTML, "rejected", False),  # F52: from a content network
+    (429, anthropic("rate_limit_error"), "rejected", True),
+    (429, anthropic("rate_limit_error", error_code="enforced_spend_limit_reached"), "rejected", False),
+    (500, anthropic("api_error"), "unknown", True),
+    (504, anthropic("timeout_error"), "unknown", True),
+    (529, anthropic("overloaded_error"), "rejected", True),
+    (529, HTML, "rejected", True),
+    (500, anthropic("overloaded_error"), "rejected", True),
+    # others
+    (400, b'{"detail": "no such field"}', "rejected", False),
+    (400, b'{"object": "error", "message": "context", "code": 400}', "rejected", False),
+    (400, HTML, "unknown", False),  # who says so is not the provider
+    (400, b'{"error": {}}', "unknown", False),
+    (408, openai("timeout"), "unknown", True),  # F61
+    (409, openai("conflict"), "unknown", True),
+    (425, b"", "unknown", True),
+    (499, b"", "unknown", False),
+    (501, b"", "unknown", False),
+    (502, HTML, "unknown", True),
+    (503, HTML, "unknown", True),
+    (504, b"", "unknown", True),
+    (520, HTML, "unknown", True),
+    (524, HTML, "unknown", True),
+    (600, b"", "unknown", True),
+]
+
+
+@pytest.mark.parametrize(("status", "body", "kind", "retryable"), TABLE)
+def test_the_outcome_is_read_off_status_and_code(status: int, body: bytes, kind: wire.Kind, retryable: bool) -> None:
+    outcome = wire.classify(wire.Reply(status, {}, body))
+    assert (outcome.kind, outcome.retryable, outcome.status) == (kind, retryable, status)
+
+
+@given(status=st.integers(100, 999), body=st.binary(max_size=60), headers=st.dictionaries(st.text(), st.text()))
+def test_no_answer_whatsoever_breaks_the_table(status: int, body: bytes, headers: dict[str, str]) -> None:
+    outcome = wire.classify(wire.Reply(status, headers, body))
+    assert (outcome.kind == "answered") <= (outcome.body is not None)
+    assert outcome.problem is None or "\n" not in outcome.problem
+
+
+def test_a_server_that_forbids_a_retry_is_obeyed() -> None:
+    for status in (429, 500, 529):
+        assert wire.classify(wire.Reply(status, {"x-should-retry": "false"}, b"")).retryable is False
+    assert wire.classify(wire.Reply(400, {"x-should-retry": "true"}, openai("x"))).retryable is False
+
+
+def test_a_provider_cannot_write_a_second_line_into_a_log() -> None:
+    body = b'{"error": {"message": "a\\nERROR forged \\u001b[31m\\ud800 \\u2028"}}'
+    told = wire.classify(wire.Reply(400, {}, body)).problem
+    assert told is not None
+    assert told.isprintable()
+
+
+DATE = "Wed, 21 Oct 2026 07:28:00 GMT"
+AT = 1792567680.0
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait"),
+    [  # F44
+        ({"retry-after": "2"}, 2.0),
+        ({"retry-after": "2.5"}, 2.5),
+        ({"retry-after": " 3 "}, 3.0),
+        ({"retry-after": "0"}, 0.0),
+        ({"retry-after": DATE}, 20.0),
+        ({"retry-after": "Wed, 21 Oct 2020 07:28:00 GMT"}, 0.0),
+        ({"retry-after": DATE, "date": "Wed, 21 Oct 2026 07:27:55 GMT"}, 5.0),
+        ({"retry-after": DATE, "date": "garbage"}, 20.0),
+        ({"retry-after": "-1"}, None),
+        ({"retry-after": "NaN"}, None),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "1e309"}, None),
+        ({"retry-after": "1e300"}, 86_400.0),
+        ({"retry-after": "86400"}, 86_400.0),
+        ({"retry-after": "99999999"}, 86_400.0),
+        ({"retry-after": ""}, None),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "Wed, 99 Oct 2026 07:28:00 GMT"}, None),
+        ({"retry-after": "2, 5"}, 5.0),  # two headers
+        ({"retry-after": "-1, 5"}, 5.0),
+        ({"retry-after-ms": "1500"}, 1.5),
+        ({"retry-after-ms": "1500", "retry-after": "7"}, 1.5),
+        ({"retry-after-ms": "x", "retry-after": "7"}, 7.0),
+        ({}, None),
+    ],
+)
+def test_retry_after_is_understood_in_all_its_forms(headers: dict[str, str], wait: float | None) -> None:
+    assert wire.retry_after(headers, AT - 20) == wait
+
+
+@given(value=st.text())
+def test_no_retry_after_breaks_anything(value: str) -> None:
+    wait = wire.retry_after({"retry-after": value, "retry-after-ms": value, "date": value}, 0.0)
+    assert wait is None or 0 <= wait <= 86_400
+
+
+# --- over sockets -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[wire.Client]:
+    made = wire.client(allow_internal=True)
+    yield made
+    await made.close()
+
+
+ASK = b'{"messages": [], "max_tokens": 9}'
+
+
+def request(url: str, timeout: float = 5.0, body: bytes = ASK, **more: Any) -> wire.Request:
+    headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
+    return wire.Request(f"{url}/chat/completions", headers, body, timeout, KEY, **more)
+
+
+@contextlib.asynccontextmanager
+async def raw(
+    talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], tls: ssl.SSLContext | None = None
+) -> AsyncIterator[int]:
+    """A server that does what it is told with each connection; yields its port."""
+    tasks: set[asyncio.Task[Any]] = set()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        try:
+            await talk(reader, writer)
+        except (ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.transport.abort()
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=tls)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await server.wait_closed()
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    linger = struct.pack("ii", 1, 0)
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    writer.transport.abort()
+
+
+async def test_an_answer_comes_back_as_it_was_sent(client: wire.Client) -> None:
+    async with serve_openai([Reply(raw=OK)]) as server:
+        outcome = await wire.send(client, request(server.url))
+    assert (outcome.kind, outcome.status, outcome.body) == ("answered", 200, {"choices": []})
+
+
+async def test_connections_are_used_again(client: wire.Client) -> None:
+    async with serve_openai([Reply(raw=OK)]) as server:
+        for _ in range(5):
+            await wire.send(client, request(server.url))
+        assert (server.connections, len(server.requests)) == (1, 5)
+
+
+async def test_a_connection_that_the_server_closed_is_not_used_again(client: wire.Client) -> None:
+    async with serve_openai([Reply(raw=OK, length=len(OK))]) as server:  # closes after each answer
+        for _ in range(5):
+            assert (await wire.send(client, request(server.url))).kind == "answered"
+            await asyncio.sleep(0.01)
+        assert server.connections == 5
+
+
+async def test_the_total_deadline_holds_before_the_head_and_within_the_body(client: wire.Client) -> None:  # F58
+    for reply in (Reply(raw=OK, wait=60.0), Reply(raw=OK, drip=0.05)):
+        async with serve_openai([reply]) as server:
+            async with asyncio.timeout(2):
+                outcome = await wire.send(client, request(server.url, timeout=0.2))
+        assert (outcome.kind, outcome.retryable) == ("unknown", True)
+
+
+async def test_a_request_that_waited_for_a_connection_in_vain_was_not_sent() -> None:
+    busy = asyncio.Event()
+    client = wire.client(allow_internal=True, connections=1)
+    async with serve_openai([Reply(raw=OK, wait=busy)]) as server:
+        first = asyncio.ensure_future(wire.send(client, request(server.url)))
+        while not server.requests:
+            await asyncio.sleep(0.001)
+        assert (await wire.send(client, request(server.url, timeout=0.1))).kind == "not_sent"
+        busy.set()
+        assert (await first).kind == "answered"
+        assert len(server.requests) == 1
+        await client.close()
+
+
+async def test_a_cancelled_attempt_is_cancelled_and_its_connection_is_not_used_again(client: wire.Client) -> None:
+    async with serve_openai([Reply(raw=b'{"first": 1}', wait=0.1), Reply(raw=b'{"second": 2}')]) as server:
+        attempt = asyncio.ensure_future(wire.send(client, request(server.url)))
+        while not server.requests:
+            await asyncio.sleep(0.001)
+        attempt.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await attempt
+        assert (await wire.send(client, request(server.url))).body == {"second": 2}
+
+
+async def test_a_reset_before_the_request_is_not_sent_and_later_unknown(client: wire.Client) -> None:  # F60
+    async def at_once(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        reset(writer)
+
+    async def within(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(1024)
+        reset(writer)
+
+    async def after(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"}")
+        reset(writer)
+
+    async with serve_openai([Reply(raw=OK)]) as server:
+        pass
+    assert (await wire.send(client, request(server.url))).kind == "not_sent"
+    for talk, body in ((within, b" " * 8_000_000), (after, b"{}")):
+        async with raw(talk) as port:
+            assert (await wire.send(client, request(f"http://127.0.0.1:{port}", body=body))).kind == "unknown"
+    async with raw(at_once) as port:  # accepted first: the request may have left before the reset arrived
+        assert (await wire.send(client, request(f"http://127.0.0.1:{port}"))).kind in ("not_sent", "unknown")
+
+
+async def test_an_answer_cut_at_any_byte_is_never_answered(client: wire.Client) -> None:
+    async with serve_openai([Reply(raw=OK)]) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(server.url.split(":")[2].split("/")[0]))
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(ASK)
+        writer.write(head + ASK)
+        whole = len(await reader.readuntil(OK))
+        writer.close()
+    async with serve_openai([Reply(raw=OK, cut=cut) for cut in range(whole)]) as server:
+        for cut in range(whole):
+            assert (await wire.send(client, request(server.url))).kind == "unknown", cut
+
+
+async def test_a_wrong_length_is_unknown(client: wire.Client) -> None:  # F53
+    for length in (len(OK) - 3, len(OK) + 3):
+        async with serve_openai([Reply(raw=OK, length=length)]) as server:
+            assert (await wire.send(client, request(server.url))).kind == "unknown"
+    async with serve_openai([Reply(raw=b"zz\r\n" + OK, headers={"transfer-encoding": "chunked"})]) as server:
+        assert (await wire.send(client, request(server.url))).kind == "unknown"
+
+
+async def test_an_answer_over_the_limit_is_cut_off(client: wire.Client) -> None:  # F53
+    bomb = gzip.compress(bytes(64 * 2**20))
+    assert len(bomb) < 100_000
+    for reply in (Reply(raw=b" " * 300_000), Reply(raw=bomb, headers={"content-encoding": "gzip"})):
+        async with serve_openai([reply]) as server:
+            outcome = await wire.send(client, request(server.url, limit=100_000))
+        assert (outcome.kind, outcome.problem) == ("unknown", "the answer is larger than 100000 bytes")
+
+
+async def test_chunks_without_an_end_are_cut_off(client: wire.Client) -> None:
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        while True:
+            writer.write(b"1000\r\n" + b" " * 4096 + b"\r\n")
+            await writer.drain()
+
+    async with raw(endless) as port:
+        outcome = await wire.send(client, request(f"http://127.0.0.1:{port}", limit=1_000_000))
+    assert outcome.problem == "the answer is larger than 1000000 bytes"
+
+
+async def test_a_compression_that_nobody_asked_for_is_undone(client: wire.Client) -> None:
+    async with serve_openai([Reply(raw=gzip.compress(OK), headers={"content-encoding": "gzip"})]) as server:
+        assert (await wire.send(client, request(server.url))).body == {"choices": []}
+        assert server.requests[0].headers["accept-encoding"] == "identity"
+    async with serve_openai([Reply(raw=OK, headers={"content-encoding": "gzip"})]) as server:
+        assert (await wire.send(client, request(server.url))).kind == "unknown"
+
+
+async def test_a_redirect_is_not_followed(client: wire.Client) -> None:
+    async with serve_openai([Reply(raw=OK)]) as target:
+        for status in (301, 302, 303, 307, 308):
+            elsewhere = Reply(status=status, headers={"location": f"{target.url}/chat/completions"}, raw=b"")
+            async with serve_openai([elsewhere]) as server:
+                outcome = await wire.send(client, request(server.url))
+            assert (outcome.kind, outcome.retryable) == ("rejected", False)
+        assert target.connections == 0
+
+
+async def test_the_environment_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # F110
+    async with serve_openai([Reply(raw=OK)]) as proxy, serve_openai([Reply(raw=OK)]) as server:
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url)
+        netrc = tmp_path / "netrc"
+        netrc.write_text("machine 127.0.0.1 login someone password secret")
+        netrc.chmod(0o600)
+        monkeypatch.setenv("NETRC", str(netrc))
+        client = wire.client(allow_internal=True)
+        assert (await wire.send(client, request(server.url))).kind == "answered"
+        assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"
+        assert proxy.connections == 0
+        await client.close()
+
+
+# --- TLS --------------------------------------------------------------------------------------------------------------
+
+
+async def hello(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"}")
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 15\r\n\r\n" + OK)
+    await writer.drain()
+
+
+def context(folder: Path, certificate: str) -> ssl.SSLContext:
+    (folder / "key.pem").write_text(PRIVATE)
+    (folder / "cert.pem").write_text(certificate)
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    return made
+
+
+@pytest.mark.parametrize(
+    ("host", "certificate", "trusted", "kind"),
+    [
+        ("localhost", VALID, True, "answered"),
+        ("localhost", VALID, False, "not_sent"),  # self-signed
+        ("localhost", EXPIRED, True, "not_sent"),
+        ("127.0.0.1", VALID, True, "not_sent"),  # another host than the certificate says
+    ],
+)
+async def test_a_certificate_that_does_not_fit_ends_the_attempt(
+    host: str, certificate: str, trusted: bool, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # F57
+    tls = context(tmp_path, certificate)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))  # has no effect
+    if trusted:
+        trust = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+        monkeypatch.setattr("httpx2.create_ssl_context", lambda **_: trust)
+    client = wire.client(allow_internal=True)
+    async with raw(hello, tls) as port:
+        outcome = await wire.send(client, request(f"https://{host}:{port}", body=b"{}"))
+    await client.close()
+    assert (outcome.kind, outcome.retryable) == (kind, False)
+
+
+# --- addresses --------------------------------------------------------------------------------------------------------
+
+PUBLIC = ["93.184.216.34", "8.8.8.8", "2606:4700:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1"]
+INTERNAL = [
+    "127.0.0.1", "127.255.255.254", "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.0.1", "100.64.0.1", "::1",
+    "fc00::1", "fd12::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a00:1", "2002:7f00:1::1",
+    "2002:c0a8:1::", "192.0.2.1", "198.18.0.1",
+]  # fmt: skip
+NEVER = [
+    "0.0.0.0", "::", "169.254.169.254", "fe80::1", "fe80::1%eth0", "224.0.0.1", "ff02::1", "255.255.255.255",
+    "240.0.0.1", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "100.100.100.200", "fd00:ec2::254",
+    "2002:a9fe:a9fe::1", "::ffff:0.0.0.0",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("allow", [False, True])
+@pytest.mark.parametrize("address", PUBLIC + INTERNAL + NEVER)
+def test_an_address_is_judged_by_where_its_packets_go(address: str, allow: bool) -> None:
+    if address in PUBLIC or (allow and address in INTERNAL):
+        wire.check_address(address, allow_internal=allow)
+    else:
+        with pytest.raises(wire.Blocked):
+            wire.check_address(address, allow_internal=allow)
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "127.0.0.1", "127.1", "0x7f000001", "2130706433", "0", "0177.0.0.1", "[::1]", "[::]"]
+)
+async def test_an_internal_address_is_refused_in_every_spelling(host: str) -> None:  # F108
+    client = wire.client()
+    async with serve_openai([Reply(raw=OK)]) as server:
+        port = server.url.split(":")[2]
+        outcome = await wire.send(client, request(f"http://{host}:{port}"))
+        assert (outcome.kind, outcome.retryable) == ("not_sent", False), outcome
+        assert server.connections == 0
+    await client.close()
+
+
+type Resolver = Callable[..., list[tuple[Any, ...]]]
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[dict[str, list[list[str]]], list[str]]]:
+    """What names resolve to, look-up by look-up, and a log of the look-ups."""
+    table: dict[str, list[list[str]]] = {}
+    asked: list[str] = []
+    real: Resolver = socket.getaddrinfo
+
+    def resolve(host: Any, port: Any, *rest: Any, **more: Any) -> list[tuple[Any, ...]]:
+        if host not in table:
+            return real(host, port, *rest, **more)
+        asked.append(host)
+        answers = table[host].pop(0) if len(table[host]) > 1 else table[host][0]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in answers]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    yield table, asked
+
+
+async def test_a_name_that_also_points_inside_is_refused(names: Any) -> None:  # F109
+    table, _ = names
+    client = wire.client()
+    async with serve_openai([Reply(raw=OK)]) as server:
+        port = server.url.split(":")[2]
+        for answers in (["8.8.8.8", "127.0.0.1"], ["127.0.0.1", "8.8.8.8"], ["127.0.0.1"]):
+            table["api.example.com"] = [answers]
+            outcome = await wire.send(client, request(f"http://api.example.com:{port}"))
+            assert (outcome.kind, outcome.retryable) == ("not_sent", False)
+        assert server.connections == 0
+    await client.close()
+
+
+async def test_the_address_that_was_checked_is_the_one_connected_to(names: Any, client: wire.Client) -> None:  # F109
+    table, asked = names
+    async with serve_openai([Reply(raw=OK)]) as server:
+        table["api.example.com"] = [["127.0.0.1"], ["169.254.169.254"]]
+        port = server.url.split(":")[2]
+        assert (await wire.send(client, request(f"http://api.example.com:{port}"))).kind == "answered"
+        assert server.requests[0].headers["host"].startswith("api.example.com:")
+    assert asked == ["api.example.com"]
+
+
+async def test_the_next_address_is_tried_when_one_does_not_answer(names: Any, client: wire.Client) -> None:
+    table, _ = names
+    async with serve_openai([Reply(raw=OK)]) as server:
+        table["api.example.com"] = [["127.0.0.2", "127.0.0.1"]]
+        port = server.url.split(":")[2]
+        assert (await wire.send(client, request(f"http://api.example.com:{port}"))).kind == "answered"
+
+
+async def test_a_name_that_does_not_resolve_in_time_or_at_all_was_not_sent(
+    monkeypatch: pytest.MonkeyPatch, client: wire.Client
+) -> None:  # F59
+    over = threading.Event()
+
+    def slow(*_: Any, **__: Any) -> Any:
+        over.wait(20)
+        raise socket.gaierror(-2, "unknown")
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    assert (await wire.send(client, request("http://api.example.com", timeout=0.1))).kind == "not_sent"
+    over.set()
+    outcome = await wire.send(client, request("http://api.example.com"))
+    assert (outcome.kind, outcome.retryable) == ("not_sent", True)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://api.openai.com/v1", "ftp://x/v1", "file:///etc/passwd", "api.openai.com/v1", "https://", "",
+        "https://user:pw@api.example.com", "https://user@api.example.com", "https://api.example.com?x=1",
+        "https://api.example.com/v1#x", "https://example.com\\@127.0.0.1", "https://exa mple.com", "https://a\nb.com",
+        "https://127。0。0。1", "https://x:99999", "https://x:y", "https://[::1",
+    ],
+)  # fmt: skip
+def test_an_address_that_no_key_must_be_sent_to_is_a_configuration_error(url: str) -> None:  # F108
+    with pytest.raises(ConfigError):
+        wire.check_url(url, allow_internal=False)
+
+
+def test_a_good_address_loses_its_last_slash() -> None:
+    assert wire.check_url("https://api.example.com/v1/", allow_internal=False) == "https://api.example.com/v1"
+    assert wire.check_url("http://10.0.0.5:8000/v1", allow_internal=True) == "http://10.0.0.5:8000/v1"
+
+
+# --- secrets ----------------------------------------------------------------------------------------------------------
+
+
+async def test_the_key_is_in_no_outcome_repr_or_log(client: wire.Client, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    echo = {"error": {"message": f"Incorrect API key provided: {KEY}", "code": "invalid_api_key"}}
+    said = json.dumps({"said": KEY}).encode()
+    replies = [Reply(status=401, raw=json.dumps(echo).encode()), Reply(raw=said), Reply(cut=30)]
+    async with serve_openai(replies) as server:
+        asked = request(server.url)
+        outcomes = [await wire.send(client, asked) for _ in replies]
+        outcomes.append(await wire.send(client, request("http://127.0.0.1:1")))
+        assert all(seen.headers["authorization"] == f"Bearer {KEY}" for seen in server.requests)
+    assert [outcome.kind for outcome in outcomes] == ["rejected", "answered", "unknown", "not_sent"]
+    shown = repr([asked, client, outcomes, [str(outcome.problem) for outcome in outcomes]]) + caplog.text
+    assert "CANARY" not in shown
+
+
+async def test_a_client_of_ones_own_fits() -> None:
+    class Fast:
+        async def exchange(self, request: wire.Request, leaving: Callable[[], None]) -> wire.Reply:
+            leaving()
+            if request.url.endswith("lost"):
+                raise ConnectionResetError
+            return wire.Reply(200, {}, OK)
+
+        async def close(self) -> None:
+            return None
+
+    assert isinstance(Fast(), wire.Client)
+    assert (await wire.send(Fast(), wire.Request("x", {}, b"", 1))).kind == "answered"
+    assert (await wire.send(Fast(), wire.Request("lost", {}, b"", 1))).kind == "unknown"
