@@ -22,7 +22,7 @@ lint: $(READY)
 types: $(READY)
 	@$(VENV)/bin/mypy
 imports: $(READY)
-	@$(VENV)/bin/lint-imports
+	@$(VENV)/bin/lint-imports --no-cache
 docs: $(READY)
 	@$(PY) docs/generate.py --check
 examples: $(READY)

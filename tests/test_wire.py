@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from apprentice import wire
 from apprentice.errors import ConfigError
-from apprentice.testing.servers import Reply, serve_openai
+from apprentice.testing.servers import Reply, Server, serve_openai
+from apprentice.types import Json
 
 KEY = "sk-CANARY-0815-do-not-leak"
 OK = b'{"choices": []}'
@@ -299,29 +300,44 @@ async def test_the_total_deadline_holds_before_the_head_and_within_the_body(clie
         assert (outcome.kind, outcome.retryable) == ("unknown", True)
 
 
-async def test_a_request_that_waited_for_a_connection_in_vain_was_not_sent() -> None:
-    busy = asyncio.Event()
+@pytest.fixture
+async def held() -> AsyncIterator[tuple[Server, asyncio.Event, asyncio.Event]]:
+    """A server that holds its first answer back, an event for the arrival, and one that lets the answer go."""
+    arrived, go = asyncio.Event(), asyncio.Event()
+
+    async def answer(_: dict[str, Json]) -> Reply:
+        if arrived.is_set():
+            return Reply(raw=b'{"second": 2}')
+        arrived.set()
+        await go.wait()
+        return Reply(raw=b'{"first": 1}')
+
+    async with serve_openai(answer) as server:
+        yield server, arrived, go
+
+
+async def test_a_request_that_waited_for_a_connection_in_vain_was_not_sent(held: Any) -> None:
+    server, arrived, go = held
     client = wire.client(allow_internal=True, connections=1)
-    async with serve_openai([Reply(raw=OK, wait=busy)]) as server:
-        first = asyncio.ensure_future(wire.send(client, request(server.url)))
-        while not server.requests:
-            await asyncio.sleep(0.001)
-        assert (await wire.send(client, request(server.url, timeout=0.1))).kind == "not_sent"
-        busy.set()
-        assert (await first).kind == "answered"
-        assert len(server.requests) == 1
-        await client.close()
+    first = asyncio.ensure_future(wire.send(client, request(server.url)))
+    await arrived.wait()
+    assert (await wire.send(client, request(server.url, timeout=0.1))).kind == "not_sent"
+    go.set()
+    assert (await first).body == {"first": 1}
+    assert len(server.requests) == 1
+    await client.close()
 
 
-async def test_a_cancelled_attempt_is_cancelled_and_its_connection_is_not_used_again(client: wire.Client) -> None:
-    async with serve_openai([Reply(raw=b'{"first": 1}', wait=0.1), Reply(raw=b'{"second": 2}')]) as server:
-        attempt = asyncio.ensure_future(wire.send(client, request(server.url)))
-        while not server.requests:
-            await asyncio.sleep(0.001)
-        attempt.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await attempt
-        assert (await wire.send(client, request(server.url))).body == {"second": 2}
+async def test_a_cancelled_attempts_connection_is_not_used_again(held: Any, client: wire.Client) -> None:
+    server, arrived, go = held
+    attempt = asyncio.ensure_future(wire.send(client, request(server.url)))
+    await arrived.wait()
+    attempt.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await attempt
+    go.set()
+    assert (await wire.send(client, request(server.url))).body == {"second": 2}
+    assert server.connections == 2
 
 
 async def test_a_reset_before_the_request_is_not_sent_and_later_unknown(client: wire.Client) -> None:  # F60

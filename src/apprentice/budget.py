@@ -1,7 +1,7 @@
 """PURE. What a call may cost at most, what it did cost, and the windows and caps it has to fit in.
 
-Money is an integer number of micro-dollars. A price of one US dollar per million tokens is one micro-dollar per token, so
-the numbers of a price list are used as they are. Prices are exact (`Decimal`), and everything that is booked is rounded
+Money is an integer number of micro-dollars. A price of one US dollar per million tokens is one micro-dollar per token,
+so the numbers of a price list are used as they are. Prices are exact (`Decimal`); everything that is booked is rounded
 up, limits are rounded down: rounding never makes room.
 """
 
@@ -22,7 +22,7 @@ _PREFIXES = {"total": "total", "monthly": "month:", "weekly": "week:", "daily": 
 
 
 class Price(Protocol):
-    """US dollars per million tokens, which is micro-dollars per token. Input from a cache costs `cached`, or as input."""
+    """US dollars per million tokens, or micro-dollars per token. Cached input costs `cached`, or else like `input`."""
 
     @property
     def input(self) -> Decimal: ...
@@ -35,23 +35,24 @@ class Price(Protocol):
 def worst_case(price: Price, request_bytes: int, max_tokens: int) -> Micros:
     """The most that one call can cost, in micro-dollars, rounded up.
 
-    No tokenizer makes more tokens than there are bytes, so `request_bytes` (the serialised request in UTF-8, and what the
-    provider adds to it) bounds the input; `max_tokens`, sent with every request, bounds the output, reasoning included.
-    Raises PriceUnknown for a price that is missing, negative or no number, ConfigError for a size that is no count.
+    No tokenizer makes more tokens than there are bytes, so `request_bytes` (the serialised request in UTF-8, and what
+    the provider adds to it) bounds the input; `max_tokens`, sent with every request, bounds the output with its
+    reasoning. Raises PriceUnknown for a price that is missing, negative or no number, ConfigError for a size that is
+    no count.
     """
-    input, cached, output = _rates(price)
+    fresh, cached, output = _rates(price)
     if type(request_bytes) is not int or request_bytes < 0:
         raise ConfigError(f"request_bytes should be a number of bytes, not {request_bytes!r}")
     if type(max_tokens) is not int or max_tokens < 1:
         raise ConfigError(f"max_tokens should be at least 1, not {max_tokens!r}")
-    return math.ceil(max(input, cached) * request_bytes + output * max_tokens)
+    return math.ceil(max(fresh, cached) * request_bytes + output * max_tokens)
 
 
 def cost(price: Price, usage: Usage) -> Micros:
     """What a call did cost by the provider's count, in micro-dollars, rounded up. Raises PriceUnknown."""
-    input, cached, output = _rates(price)
-    fresh = max(0, usage.input_tokens - usage.cached_tokens)
-    return math.ceil(input * fresh + cached * usage.cached_tokens + output * usage.output_tokens)
+    fresh, cached, output = _rates(price)
+    uncached = max(0, usage.input_tokens - usage.cached_tokens)
+    return math.ceil(fresh * uncached + cached * usage.cached_tokens + output * usage.output_tokens)
 
 
 def micros(dollars: Decimal | int) -> Micros:
@@ -66,8 +67,8 @@ def micros(dollars: Decimal | int) -> Micros:
 def windows(task: str, at: Seconds, zone: tzinfo, *, seen: Seconds = -math.inf) -> tuple[str, ...]:
     """The eight windows that a call of this task is booked in: total, month, ISO week and day, of all and of the task.
 
-    `at` is when it is reserved, which decides, not when it ends; `seen` is the latest such moment before, so that a clock
-    that goes back re-opens no window. Raises ConfigError when the clock shows no date that the calendar has.
+    `at` is when it is reserved, which decides, not when it ends; `seen` is the latest such moment before, so that a
+    clock that goes back re-opens no window. Raises ConfigError when the clock shows no date that the calendar has.
 
     >>> from datetime import UTC
     >>> windows("sort", 1_795_218_000, UTC)[:4]
@@ -92,8 +93,8 @@ def caps(
 ) -> list[Cap]:
     """The caps that a call of this task must fit in at that moment, for limits in US dollars.
 
-    Limits are `total`, `monthly`, `weekly`, `daily`; one that is left out is no cap, and 0 allows nothing. `overall` holds
-    for all tasks together, `own` for this one. Raises ConfigError for another name, a negative limit, or no number.
+    Limits are `total`, `monthly`, `weekly`, `daily`; one that is left out is no cap, and 0 allows nothing. `overall`
+    holds for all tasks together, `own` for this one. Raises ConfigError for another name, or no amount.
 
     >>> from datetime import UTC
     >>> caps("sort", 1_795_218_000, UTC, overall={"daily": Decimal("0.25")}, own={})
@@ -113,7 +114,7 @@ def elapsed(window: str, at: Seconds, zone: tzinfo) -> float:
     A day of 23 or 25 hours counts as it is long. Raises ConfigError for a text that names no window.
 
     >>> from datetime import UTC
-    >>> elapsed("day:2026-11-20", 1_795_218_000, UTC)
+    >>> elapsed("day:2026-11-20", 1_795_176_000, UTC)
     0.5
     """
     kind, _, name = window.rpartition("/")[2].partition(":")

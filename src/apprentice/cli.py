@@ -15,8 +15,6 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from apprentice import config as configuration
 from apprentice import decide, plugins, worker
 from apprentice.config import Config
@@ -83,7 +81,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--output", metavar="FIELDS", help="as YAML, say '{label: [spam, ham]}'")
     made.add_argument("--provider", help="of the remote: anthropic, openai, …")
     made.add_argument("--model", help="as the provider names it")
-    made.add_argument("--api-key-env", metavar="NAME", help="of the environment variable that holds the provider's key")
 
     made = command("check", _check, "Check a configuration without spending anything.", "apprentice check --config FILE")
     configured(made)
@@ -136,12 +133,12 @@ def _demo(parsed: argparse.Namespace) -> int:
 def _init(parsed: argparse.Namespace) -> int:
     if parsed.file.exists():
         raise ConfigError(f"{parsed.file} exists already", hint="name another file with --file, or move it away")
-    remote = {key: value for key in ("provider", "model", "api_key_env") if (value := getattr(parsed, key)) is not None}
+    remote = {key: value for key in ("provider", "model") if (value := getattr(parsed, key)) is not None}
     text = configuration.init_text(
         _given(parsed.task, "--task", "name of the task (say route_mail): "),
         _given(parsed.description, "--description", "what it does, in one sentence: "),
-        input_schema=_fields(_given(parsed.input, "--input", "fields of the input (say {text: str}): ")),
-        output_schema=_fields(_given(parsed.output, "--output", "fields of the output (say {label: [spam, ham]}): ")),
+        input_schema=_given(parsed.input, "--input", "fields of the input (say {text: str}): "),
+        output_schema=_given(parsed.output, "--output", "fields of the output (say {label: [spam, ham]}): "),
         **remote,
     )
     configuration.parse(text, source=parsed.file)
@@ -227,7 +224,8 @@ def _report(parsed: argparse.Namespace) -> int:
 
 
 def _learn(parsed: argparse.Namespace) -> int:
-    version = asyncio.run(worker.once(configuration.load(parsed.config), parsed.task))
+    version = asyncio.run(worker.once(configuration.load(parsed.config), parsed.task, force=True))
+    assert version is not None  # a forced cycle makes a version or raises
     if parsed.json:
         _print_json(version.model_dump(mode="json", exclude={"metrics": {"confidences"}}))
     else:
@@ -341,16 +339,6 @@ def _given(value: str | None, flag: str, prompt: str) -> str:
     if not sys.stdin.isatty():
         raise ConfigError(f"{flag} is needed where nobody can be asked")
     return input(prompt).strip()
-
-
-def _fields(text: str) -> dict[str, Json]:
-    try:
-        fields = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{text!r} is not YAML: {error}") from error
-    if not isinstance(fields, dict):
-        raise ConfigError(f"{text!r} should name fields and their types", hint="say {text: str}")
-    return fields
 
 
 def _positive(text: str) -> int:

@@ -1,34 +1,31 @@
 """apprentice.yaml -> Config.
 
-The file is YAML 1.2 (core schema: `yes`, `on` and `2026-01-01` are text), at most 1 MB, without anchors, aliases or
-tags. Unknown keys are errors. Relative paths are relative to the file's folder. `${NAME}` in any text outside `tasks:`
-stands for an environment variable; what is said to a model is never touched. The keys of providers are reached by
-`api_key_env` only, the name of a variable, so that no secret is ever part of a Config. How schemas are written: `schemas`.
+`reading` says which YAML the file may hold, `schemas` how schemas are written in it. Unknown keys are errors. Relative
+paths are relative to the file's folder. `${NAME}` in any text outside `tasks:` stands for an environment variable; what
+is said to a model is never touched. The keys of providers are reached by `api_key_env` only, the name of a variable, so
+that no secret is ever part of a Config.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
-import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self
+from typing import Annotated, Any, Literal, NoReturn, Self
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     PlainValidator,
-    PrivateAttr,
     ValidationError,
     ValidationInfo,
     WithJsonSchema,
@@ -37,12 +34,11 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-from apprentice import plugins, schemas
-from apprentice.errors import ApprenticeError, ConfigError, InvalidAnswer, InvalidInput, MissingExtra, UnknownTask
-from apprentice.schemas import Check, Place, Problem, did_you_mean, said, with_hint
+from apprentice import plugins, reading, schemas
+from apprentice.errors import ConfigError, InvalidAnswer, InvalidInput, MissingExtra, UnknownTask
+from apprentice.schemas import Check, Place, Problem, did_you_mean, with_hint
 from apprentice.types import Json, Task
 
-_MAX_FILE_BYTES = 1_000_000
 _USUAL_MODELS = {"openai": "gpt-4o", "anthropic": "claude-sonnet-4-5-20250929"}
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -242,14 +238,6 @@ class Thresholds(_Section):
 # --- tasks ------------------------------------------------------------------------------------------------------------
 
 
-def _input_shape(given: Json) -> Json:
-    return _shape(given, output=False)
-
-
-def _output_shape(given: Json) -> Json:
-    return _shape(given, output=True)
-
-
 def _shape(given: Json, *, output: bool) -> Json:
     _, problems = schemas.compiled(given, output=output)
     if problems:
@@ -263,7 +251,7 @@ def _evaluator_choice(given: Json) -> Json:
     raise ValueError("should be the name of an evaluator, or a mapping with `name` and the evaluator's settings")
 
 
-_SHAPE = WithJsonSchema({"$ref": "#/$defs/Shape"})
+_SHAPE = WithJsonSchema({"description": "see json_schema, which refers to the definition of all shapes"})
 _EVALUATOR = WithJsonSchema(
     {
         "anyOf": [
@@ -284,8 +272,8 @@ class TaskConfig(_Section):
     description: str = Field(min_length=1)
     instructions: str = ""
     """Said to the remote, beyond the description."""
-    input_schema: Annotated[dict[str, Json] | str, PlainValidator(_input_shape), _SHAPE]
-    output_schema: Annotated[dict[str, Json] | str, PlainValidator(_output_shape), _SHAPE]
+    input_schema: Annotated[dict[str, Json] | str, PlainValidator(partial(_shape, output=False)), _SHAPE]
+    output_schema: Annotated[dict[str, Json] | str, PlainValidator(partial(_shape, output=True)), _SHAPE]
     examples: tuple[dict[str, Json], ...] = ()
     """Shown to the remote: a list of {input: …, output: …}."""
     evaluator: Annotated[str | dict[str, Json], PlainValidator(_evaluator_choice), _EVALUATOR] = "structured_match"
@@ -337,12 +325,10 @@ class TaskConfig(_Section):
                 yield ("examples", index), "should have `input` and `output`, and nothing else"
                 continue
             try:
-                self.validate_input(example["input"])
-                self.validate_output(example["output"])
+                wrong = {"input": self._wrong_input(example["input"]), "output": self._wrong_output(example["output"])}
             except MissingExtra:
                 return  # `missing` lists it
-            except ApprenticeError as error:
-                yield ("examples", index), str(error)
+            yield from ((("examples", index, side), problem) for side, problem in wrong.items() if problem)
 
     def __copy__(self) -> Self:
         copied = super().__copy__()
@@ -381,8 +367,8 @@ class TaskConfig(_Section):
     def learnable_task(self) -> Task:
         """The task as a trainer sees it: an output field that is free text carries `"x-free-text": true`.
 
-        Free text is a string, or a list of strings, without an enumeration, that no exact comparison covers: by meaning only
-        can it be judged, so it is no category. The mark is not part of `task`, because providers refuse unknown keywords.
+        Free text is a string, or a list of strings, without an enumeration, that no exact comparison covers: it can be
+        judged by its meaning only, so it is no category. `task` has no such mark, because providers refuse it.
         """
         return self.task.model_copy(update={"output_schema": schemas.mark_free_text(self._output_schema, self._exact)})
 
@@ -406,10 +392,10 @@ class TaskConfig(_Section):
     def validate_input(self, value: Json) -> Json:
         """The value itself, if the task can be asked with it.
 
-        Raises InvalidInput that names the field: it does not fit the schema, is no JSON, is larger than `max_input_bytes`,
-        or all of its texts are empty.
+        Raises InvalidInput that names the field: it does not fit the schema, is no JSON, is larger than
+        `max_input_bytes`, or all of its texts are empty.
         """
-        wrong = schemas.unsound(value) or self._checks[0](value) or schemas.all_empty(self._input_schema, value)
+        wrong = self._wrong_input(value)
         if wrong:
             raise InvalidInput(f"task {self.name!r}: input: {wrong}")
         size = len(json.dumps(value, ensure_ascii=False).encode())
@@ -422,10 +408,16 @@ class TaskConfig(_Section):
 
     def validate_output(self, value: Json) -> Json:
         """The value itself, if it fits the output schema. Raises InvalidAnswer that names the field."""
-        wrong = schemas.unsound(value) or self._checks[1](value)
+        wrong = self._wrong_output(value)
         if wrong:
             raise InvalidAnswer(f"task {self.name!r}: output: {wrong}")
         return value
+
+    def _wrong_input(self, value: Json) -> str | None:
+        return schemas.unsound(value) or self._checks[0](value) or schemas.all_empty(self._input_schema, value)
+
+    def _wrong_output(self, value: Json) -> str | None:
+        return schemas.unsound(value) or self._checks[1](value)
 
 
 # --- the whole --------------------------------------------------------------------------------------------------------
@@ -444,12 +436,10 @@ class Config(_Section):
     """Further models that may label training data."""
     alerts: Alerts = Alerts()
 
-    _source: Path | None = PrivateAttr(default=None)
-
-    @property
+    @cached_property  # not a field, because it is no part of the value: neither dumped nor compared
     def source(self) -> Path | None:
-        """The file that this came from, if it came from one. Not part of the value: neither dumped nor compared."""
-        return self._source
+        """The file that this came from, if it came from one."""
+        return None
 
     @model_validator(mode="after")
     def _names_differ(self) -> Config:
@@ -459,9 +449,6 @@ class Config(_Section):
                 _refuse([(("tasks", index, "name"), f"there is another task named {task.name!r}")])
             seen.add(task.name)
         return self
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Config) and self.__dict__ == other.__dict__
 
     def task(self, name: str) -> TaskConfig:
         """The task of that name. Raises UnknownTask with the nearest names."""
@@ -475,89 +462,12 @@ class Config(_Section):
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-class _Loader(yaml.SafeLoader):
-    """Composes nodes only. YAML 1.2's core schema, because 1.1 reads `no` as false and `1:30` as 90."""
-
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
-    depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event: Any = self.peek_event()  # type: ignore[no-untyped-call]  # types-PyYAML leaves it open
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            raise yaml.MarkedYAMLError(problem="anchors and aliases are not allowed", problem_mark=event.start_mark)
-        if self.depth >= schemas.MAX_DEPTH:
-            raise yaml.MarkedYAMLError(problem="is nested too deeply", problem_mark=event.start_mark)
-        self.depth += 1
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-
-for _tag, _pattern in (
-    ("null", r"|~|null|Null|NULL"),
-    ("bool", r"true|True|TRUE|false|False|FALSE"),
-    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), None)
-_SCALARS: dict[str, Callable[[str], Json]] = {
-    "null": lambda text: None,
-    "bool": lambda text: text.lower() == "true",
-    "int": lambda text: int(text, 0) if text[:2] in ("0x", "0o") else int(text),
-    "float": float,
-    "str": str,
-}
-
-
-class _Reading:
-    """Plain data from YAML nodes, with the line of each place and whatever is wrong on the way."""
-
-    def __init__(self) -> None:
-        self.lines: dict[Place, int] = {}
-        self.problems: list[Problem] = []
-
-    def value(self, node: yaml.Node, at: Place = ()) -> Any:
-        self.lines.setdefault(at, node.start_mark.line + 1)
-        tag = node.tag.removeprefix("tag:yaml.org,2002:")
-        if isinstance(node, yaml.MappingNode) and tag == "map":
-            return self._mapping(node, at)
-        if isinstance(node, yaml.SequenceNode) and tag == "seq":
-            return [self.value(child, (*at, index)) for index, child in enumerate(node.value)]
-        if not isinstance(node, yaml.ScalarNode) or tag not in _SCALARS:
-            self.problems.append((at, f"the tag {node.tag!r} is not allowed"))
-            return None
-        try:
-            value = _SCALARS[tag](node.value)
-        except ValueError:
-            self.problems.append((at, f"is no {tag} that can be used"))
-            return None
-        wrong = schemas.unsound(value)
-        if wrong:
-            self.problems.append((at, wrong))
-        return value
-
-    def _mapping(self, node: yaml.MappingNode, at: Place) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "…"
-            place = (*at, key)
-            before = self.lines.get(place)
-            self.lines[place] = key_node.start_mark.line + 1
-            if key == "…" or key_node.tag != "tag:yaml.org,2002:str" or schemas.unsound(key):
-                self.problems.append((place, "a key should be text; put it in quotes"))
-            elif before is not None:
-                self.problems.append((place, f"is there twice; the other one is in line {before}"))
-            else:
-                found[key] = self.value(value_node, place)
-        return found
-
-
 def load(path: str | os.PathLike[str]) -> Config:
     """The configuration in a file. Raises ConfigError that lists everything wrong, each with file, line and field."""
     source = Path(path)
     try:
         with source.open("rb") as file:
-            raw = file.read(_MAX_FILE_BYTES + 1)
+            raw = file.read(reading.MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(
             f"{source}: cannot be read: {error.strerror}", hint="`apprentice init` writes a new one"
@@ -572,9 +482,9 @@ def load(path: str | os.PathLike[str]) -> Config:
 def parse(text: str, source: Path | None = None) -> Config:
     """The configuration in a text; `source` is where it came from, and relative paths are relative to its folder."""
     name = str(source) if source is not None else "configuration"
-    data, lines = _read(text, name)
+    data, lines = reading.read(text, name)
     if not isinstance(data, dict):
-        _give_up(name, lines, [((), "should be a mapping with `tasks` and `remote`")])
+        reading.give_up(name, lines, [((), "should be a mapping with `tasks` and `remote`")])
     data = {key: value if key == "tasks" else _resolved(value) for key, value in data.items()}
     for section in ("local", "store"):  # so that the paths in their defaults are beside the file, too
         data.setdefault(section, {})
@@ -584,31 +494,9 @@ def parse(text: str, source: Path | None = None) -> Config:
             json.dumps(data), strict=True, context={"folder": str(source.absolute().parent)} if source else None
         )
     except ValidationError as error:
-        _give_up(name, lines, _wrong(error.errors(include_url=False)))
-    config._source = source
+        reading.give_up(name, lines, _wrong(error.errors(include_url=False)))
+    config.__dict__["source"] = source  # where the cached property looks first
     return config
-
-
-def _read(text: str, name: str) -> tuple[Any, dict[Place, int]]:
-    """Plain data, and the line of each place in it."""
-    if len(text) > _MAX_FILE_BYTES:
-        raise ConfigError(f"{name}: is larger than {_MAX_FILE_BYTES:,} bytes")
-    try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark is not None else ""
-        hint = "; within { } a text that holds [ ] or ? should be in quotes" if "flow" in (error.context or "") else ""
-        raise ConfigError(f"{name}{line}: {error.problem}{hint}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: is not YAML: {error}") from error
-    if node is None:
-        raise ConfigError(f"{name}: is empty", hint="`apprentice init` writes a new one")
-    reading = _Reading()
-    data = reading.value(node)
-    if reading.problems:
-        _give_up(name, reading.lines, reading.problems)
-    return data, reading.lines
 
 
 def _resolved(value: Json) -> Json:
@@ -624,17 +512,14 @@ def _resolved(value: Json) -> Json:
 
 
 def _refuse(problems: list[Problem]) -> NoReturn:
-    """Raise the problems in the form that pydantic merges into its own, each below the place that is being validated."""
+    """Raise the problems in a form that pydantic merges into its own, each below the place that is being validated."""
     raise ValidationError.from_exception_data(
         "configuration",
-        [InitErrorDetails(type=PydanticCustomError("apprentice", "{said}", {"said": m}), loc=at) for at, m in problems],
+        [
+            InitErrorDetails(type=PydanticCustomError("own", "{said}", {"said": m}), loc=at, input=None)
+            for at, m in problems
+        ],
     )
-
-
-def _give_up(name: str, lines: Mapping[Place, int], problems: list[Problem]) -> NoReturn:
-    placed = [(next(lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines), at, m) for at, m in problems]
-    placed.sort(key=lambda found: found[0])
-    raise ConfigError("\n".join(f"{name}:{line}: {said(schemas.path(at), problem)}" for line, at, problem in placed))
 
 
 def _wrong(found: list[ErrorDetails]) -> list[Problem]:
@@ -715,25 +600,9 @@ def _uninstalled(kind: plugins.Kind, name: str | None, at: str, settings: Mappin
 def json_schema() -> dict[str, Json]:
     """The JSON Schema of apprentice.yaml, with which editors complete and check it."""
     schema = Config.model_json_schema()
-    field = {
-        "anyOf": [
-            {"type": "string", "pattern": r"^(str|int|float|bool|dict|list|(list|dict|enum)\[.+\])( *\?)?$"},
-            {"type": "array", "items": {"type": ["string", "integer", "null"]}, "minItems": 1},
-            {"type": "array", "items": {"$ref": "#/$defs/Fields"}, "minItems": 1, "maxItems": 1},
-            {"$ref": "#/$defs/Fields"},
-        ]
-    }
-    schema["$defs"] |= {
-        "Fields": {"type": "object", "additionalProperties": field, "minProperties": 1},
-        "Shape": {
-            "description": "Fields and their types, a full JSON Schema (type: object), or the text module:PydanticModel.",
-            "anyOf": [
-                {"type": "object", "properties": {"type": {"const": "object"}}, "required": ["type"]},
-                {"$ref": "#/$defs/Fields"},
-                {"type": "string", "pattern": r"^[\w.]+:[\w.]+$"},
-            ],
-        },
-    }
+    schema["$defs"] |= schemas.DEFINITIONS
+    for side in ("input_schema", "output_schema"):
+        schema["$defs"]["TaskConfig"]["properties"][side] = {"$ref": "#/$defs/Shape"}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "apprentice.yaml"}
 
 
@@ -746,7 +615,7 @@ def init_text(
     provider: str = "openai",
     model: str | None = None,
 ) -> str:
-    """A commented apprentice.yaml for one task, ready to be edited. The schemas are YAML, such as `{label: [spam, ham]}`.
+    """A commented apprentice.yaml for one task. The schemas are YAML, such as `{label: [spam, ham]}`.
 
     Raises ConfigError that says what is wrong when it would not load.
     """
@@ -760,8 +629,8 @@ tasks:
     description: {_quoted(description)}
     # instructions: "what the remote should know beyond that"
     # Types: str, int, float, bool, dict, list, list[str], dict[str, int], enum[a, b]; with a ? behind it may be null.
-    input_schema:{_block(_read(input_schema, "input_schema")[0])}
-    output_schema:{_block(_read(output_schema, "output_schema")[0])}
+    input_schema:{_block(reading.read(input_schema, "input_schema")[0])}
+    output_schema:{_block(reading.read(output_schema, "output_schema")[0])}
     evaluator: structured_match  # or: exact_match, semantic_similarity, numeric, custom
     # match_fields: [a, b]  # compare these fields only
     confidence_thresholds:
@@ -801,7 +670,7 @@ def _quoted(value: Json) -> str:
     if (
         isinstance(value, str)
         and re.fullmatch(r"[A-Za-z_][\w.-]*(\[[\w ,]+\])?\??", value)
-        and _read(value, "")[0] == value
+        and reading.read(value, "")[0] == value
     ):
         return value
     # What YAML takes for a line break or refuses, while JSON lets it stand.

@@ -11,12 +11,13 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
-from apprentice import plugins, promotion
+from apprentice import decide, plugins, promotion
 from apprentice.config import Config, TaskConfig
-from apprentice.errors import StoreBusy, TrainingError
+from apprentice.errors import TrainingError
 from apprentice.types import Answer, Checkpoint, Event, Example, Json, Lease, Model, Record, Seconds, Store, Version
 
-_LEASE: Seconds = 60.0  # renewed every third of it; a worker that dies is replaced after this long
+_LEASE: Seconds = 20.0  # renewed every fourth of it; a worker that dies is replaced after this long
+_LOOK: Seconds = 0.5  # between two looks whether somebody else's lease has ended
 _RECENT = 500  # inputs on which the candidate's confidence is looked at, to fix its deferral thresholds
 
 
@@ -36,21 +37,38 @@ class Examination(NamedTuple):
 
 
 async def learn(
-    config: Config, task_name: str, store: Store, *, clock: Callable[[], Seconds], owner: str, seed: int = 0
-) -> Version:
-    """The version that this cycle made, promoted or rejected; its `state` says which.
+    config: Config,
+    task_name: str,
+    store: Store,
+    *,
+    clock: Callable[[], Seconds],
+    owner: str,
+    seed: int = 0,
+    force: bool = False,
+) -> Version | None:
+    """The version that this cycle made, promoted or rejected (its `state` says which); None if no cycle was due.
 
-    Raises StoreBusy when another process is teaching this task, TrainingError when there is nothing to learn from or the
-    trainer cannot learn it.
+    Waits while another process teaches this task; with `force`, a cycle is run although none is due. Raises TrainingError
+    when there is nothing to learn from or the trainer cannot learn it.
     """
     task = config.task(task_name)
     async with _teaching(store, task_name, owner, clock) as lease:
+        if not force and not await due(config, task, store):
+            return None  # whoever taught before us has seen the same answers
         selection = select(await store.records(task_name, labelled=True))
         if not selection.training:
             raise TrainingError(f"task {task_name!r} has no recorded answer to learn from yet")
         checkpoint = await train(config, task, selection, seed)
         examination = await examine(config, task, selection, checkpoint, store)
-        return await decide(task_name, selection, checkpoint, examination, store, lease, clock)
+        return await promote(task_name, selection, checkpoint, examination, store, lease, clock)
+
+
+async def due(config: Config, task: TaskConfig, store: Store) -> bool:
+    """Whether enough was recorded since the last cycle for another one."""
+    labels = await store.count(task.name, labelled=True)
+    before = max((version.metrics.get("labels", 0) for version in await store.versions(task.name)), default=0)
+    batch = (task.local or config.local).fine_tune_batch_size
+    return decide.needs_training(labels - before, before, batch, task.confidence_thresholds.phase1_to_phase2)
 
 
 def select(records: Iterable[tuple[int, Record]]) -> Selection:
@@ -119,7 +137,7 @@ async def examine(
     return Examination(screening, confidences)
 
 
-async def decide(
+async def promote(
     task_name: str,
     selection: Selection,
     checkpoint: Checkpoint,
@@ -166,14 +184,13 @@ async def _teaching(
     store: Store, task_name: str, owner: str, clock: Callable[[], Seconds]
 ) -> AsyncIterator[Lease]:
     """Hold the right to teach a task. Losing it (a suspended machine, say) cancels the cycle."""
-    lease = await store.acquire(f"learn/{task_name}", owner, clock(), _LEASE)
-    if lease is None:
-        raise StoreBusy(f"another process is teaching {task_name!r}")
+    while (lease := await store.acquire(f"learn/{task_name}", owner, clock(), _LEASE)) is None:
+        await asyncio.sleep(_LOOK)
     cycle = asyncio.current_task()
 
     async def keep(held: Lease | None) -> None:
         while held is not None:
-            await asyncio.sleep(_LEASE / 3)
+            await asyncio.sleep(_LEASE / 4)
             held = await store.renew(held, clock(), _LEASE)
         if cycle is not None:
             cycle.cancel()

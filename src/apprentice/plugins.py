@@ -17,7 +17,7 @@ from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Any, Literal
 
-from pydantic import ConfigDict, ValidationError, create_model
+from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from apprentice.errors import ConfigError
 
@@ -37,7 +37,11 @@ def find(kind: Kind, name: str) -> ModuleType:
     Raises ConfigError when there is none of that name (with the nearest names), and MissingExtra from the plugin itself
     when it needs a package that is not installed.
     """
-    if name.isidentifier() and not name.startswith("_") and importlib.util.find_spec(f"apprentice.{kind}.{name}") is not None:
+    if (
+        name.isidentifier()
+        and not name.startswith("_")
+        and importlib.util.find_spec(f"apprentice.{kind}.{name}") is not None
+    ):
         return importlib.import_module(f"apprentice.{kind}.{name}")
     for point in entry_points(group=f"apprentice.{kind}", name=name):
         module = point.load()
@@ -71,7 +75,7 @@ def _validated(kind: Kind, name: str, settings: Mapping[str, Any]) -> dict[str, 
             return dict(settings)
         annotation = Any if parameter.annotation is inspect.Parameter.empty else parameter.annotation
         default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-        fields[parameter.name] = (annotation, default)
+        fields[parameter.name] = (annotation, Field(default, alias=parameter.name))
     for key in settings:
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
@@ -80,7 +84,8 @@ def _validated(kind: Kind, name: str, settings: Mapping[str, Any]) -> dict[str, 
                 f"{kind[:-1]} {name!r} has no setting {key!r}{meant}", hint=f"it takes: {', '.join(fields) or 'none'}"
             )
     shape = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
-    model = create_model(f"{name}_settings", __config__=shape, **fields)
+    # Attributes with names of their own, because a setting may be called as something that a model has: schema, copy.
+    model = create_model(f"{name}_settings", __config__=shape, **{f"of_{key}": field for key, field in fields.items()})
     try:
         # What the model built from the settings is handed on, so that "5" for an int is an error here, not in the plugin.
         valid = model.model_validate(dict(settings), strict=True)
@@ -88,4 +93,4 @@ def _validated(kind: Kind, name: str, settings: Mapping[str, Any]) -> dict[str, 
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{kind[:-1]} {name!r}, setting {key!r}: {first['msg']}") from error
-    return {key: getattr(valid, key) for key in settings}
+    return {key: getattr(valid, f"of_{key}") for key in settings}

@@ -7,7 +7,7 @@ A schema is one of
 - any other mapping: the shorthand, field name -> type, where a type is
 
       str int float bool dict list      as JSON has them; an int is a float, "5" is no int, true is no int
-      list[TYPE]  dict[str, TYPE]       in quotes where they stand inside of { }
+      list[TYPE]  dict[str, TYPE]       other readers of YAML want these in quotes within { }
       enum[a, b]  or a YAML list [a, b] one of these; a YAML list may hold whole numbers, and null when it may be null
       {field: TYPE, …}                  an object;  [{field: TYPE, …}] is a list of such objects
       TYPE?                             may be null or left out
@@ -40,6 +40,27 @@ MAX_DEPTH = 64  # of a value and of a configuration; deeper is an attack or a mi
 _WORDS = {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "dict": "object", "list": "array"}
 _SPOKEN = {json_name: word for word, json_name in _WORDS.items()}
 _TYPES: dict[str, type] = {"string": str, "boolean": bool, "object": dict, "array": list}
+_FIELDS = {"$ref": "#/$defs/Fields"}
+_FIELD = {
+    "anyOf": [
+        {"type": "string", "pattern": r"^(str|int|float|bool|dict|list|(list|dict|enum)\[.+\])( *\?)?$"},
+        {"type": "array", "items": {"type": ["string", "integer", "null"]}, "minItems": 1},
+        {"type": "array", "items": _FIELDS, "minItems": 1, "maxItems": 1},
+        _FIELDS,
+    ]
+}
+# How a schema is written, as JSON Schema: what an editor completes in a configuration.
+DEFINITIONS: dict[str, Json] = {
+    "Fields": {"type": "object", "additionalProperties": _FIELD, "minProperties": 1},
+    "Shape": {
+        "description": "Fields and their types, a full JSON Schema (type: object), or the text module:Model.",
+        "anyOf": [
+            {"type": "object", "properties": {"type": {"const": "object"}}, "required": ["type"]},
+            _FIELDS,
+            {"type": "string", "pattern": r"^[\w.]+:[\w.]+$"},
+        ],
+    },
+}
 
 
 # --- from what is given to JSON Schema ------------------------------------------------------------------------------
@@ -48,7 +69,7 @@ _TYPES: dict[str, type] = {"string": str, "boolean": bool, "object": dict, "arra
 def compiled(given: Json, *, output: bool) -> tuple[dict[str, Json], list[Problem]]:
     """The JSON Schema of whatever a configuration may say, and what is wrong with it.
 
-    Of an output every field is required, as the strict modes of providers demand; what may be left out may be null instead.
+    Every field of an output is required, as the strict modes of providers demand; what may be left out may be null.
 
     >>> compiled({"text": "str"}, output=False)[0]["properties"]
     {'text': {'type': 'string'}}
@@ -214,7 +235,7 @@ def _unsound_key(key: Any, at: str) -> str | None:
 
 
 def _misfit(schema: Mapping[str, Json], value: Json, at: str) -> str | None:
-    """Why the value does not fit a schema of the shorthand. Not a general validator: it knows the keywords written above."""
+    """Why the value does not fit a schema of the shorthand. No general validator: it knows the keywords above."""
     kind = schema["type"]
     if isinstance(kind, list):
         if value is None:
@@ -310,12 +331,11 @@ def message(error: Any) -> str:
         return "unknown key"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
-    text: str = error["msg"]
-    if not text.startswith("Input should"):
-        return text
-    value = error["input"]
-    shown = isinstance(value, int | float) or error["type"] == "literal_error"
-    return f"{text.removeprefix('Input ')}, not {short(value) if shown else kind_of(value)}"
+    text, value = str(error["msg"]), error["input"]
+    if text.startswith("Input should"):
+        shown = isinstance(value, int | float) or error["type"] == "literal_error"
+        return f"{text.removeprefix('Input ')}, not {short(value) if shown else kind_of(value)}"
+    return re.sub("^(String|Tuple|List|Dictionary) should", "should", text).removesuffix(" after validation, not 0")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -346,7 +366,8 @@ def kind_of(value: Json) -> str:
 
 
 def with_hint(error: ApprenticeError) -> str:
-    return f"{error} ({error.hint})" if error.hint else str(error)
+    hint = vars(error).get("hint")  # its own, which says more than the one of its class
+    return f"{error} ({hint})" if hint else str(error)
 
 
 def _join(at: str, name: str) -> str:

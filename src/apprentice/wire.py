@@ -218,9 +218,9 @@ def check_address(address: str, *, allow_internal: bool) -> None:
     IPv6 one (mapped, 6to4, Teredo, NAT64) is judged as the IPv4 address that the packet would reach.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
-    for reached in (ip, *_embedded(ip)):
+    for reached in _embedded(ip) or (ip,):
         never = reached.is_link_local or reached.is_multicast or reached.is_unspecified or str(reached) in _METADATA
-        if never or (reached.is_reserved and not reached.is_loopback and reached not in _NAT64):
+        if never or (reached.is_reserved and not reached.is_loopback):
             raise Blocked(f"{address} is an address that is never connected to")
         if not allow_internal and not reached.is_global:
             raise Blocked(f"{address} is an internal address; set allow_internal: true to reach it")
@@ -231,12 +231,11 @@ _METADATA = frozenset({"100.100.100.200", "fd00:ec2::254", "192.0.0.192"})
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
-def _embedded(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> Iterable[ipaddress.IPv4Address]:
+def _embedded(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> list[ipaddress.IPv4Address]:
     if isinstance(ip, ipaddress.IPv4Address):
-        return ()
-    teredo = ip.teredo or ()
+        return []
     nat64 = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else None
-    return [inner for inner in (ip.ipv4_mapped, ip.sixtofour, *teredo, nat64) if inner is not None]
+    return [inner for inner in (ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ()), nat64) if inner is not None]
 
 
 def client(*, allow_internal: bool = False, connections: int = 100) -> Client:

@@ -12,33 +12,20 @@ import socket
 import sys
 import time
 
-from apprentice import decide, plugins
+from apprentice import plugins
 from apprentice.config import Config
-from apprentice.errors import ApprenticeError, StoreBusy
-from apprentice.learn import learn
+from apprentice.errors import ApprenticeError
+from apprentice.learn import due, learn
 from apprentice.types import Seconds, Store, Version
 
 
-async def once(config: Config, task: str) -> Version:
-    """The version that one cycle made. Raises what `learn` raises."""
+async def once(config: Config, task: str, *, force: bool = False) -> Version | None:
+    """The version that one cycle made, None if none was due. Raises what `learn` raises."""
     store: Store = plugins.build("stores", config.store.backend, path=config.store.path)
     try:
-        return await learn(config, task, store, clock=time.time, owner=owner())
+        return await learn(config, task, store, clock=time.time, owner=owner(), force=force)
     finally:
         await store.close()
-
-
-async def due(config: Config, store: Store) -> list[str]:
-    """The tasks that have learned enough since their last version for another cycle."""
-    found = []
-    for task in config.tasks:
-        labels = await store.count(task.name, labelled=True)
-        before = max((v.metrics.get("labels", 0) for v in await store.versions(task.name)), default=0)
-        first = task.confidence_thresholds.phase1_to_phase2
-        local = task.local or config.local
-        if decide.needs_training(labels - before, before, local.fine_tune_batch_size, first):
-            found.append(task.name)
-    return found
 
 
 async def forever(config: Config, *, every: Seconds) -> None:
@@ -46,11 +33,9 @@ async def forever(config: Config, *, every: Seconds) -> None:
     store: Store = plugins.build("stores", config.store.backend, path=config.store.path)
     try:
         while True:
-            for task in await due(config, store):
-                try:
-                    await learn(config, task, store, clock=time.time, owner=owner())
-                except StoreBusy:
-                    continue  # another worker is at it
+            for task in config.tasks:
+                if await due(config, task, store):
+                    await learn(config, task.name, store, clock=time.time, owner=owner())
             await asyncio.sleep(every)
     finally:
         await store.close()
@@ -68,13 +53,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = Config.model_validate_json(sys.stdin.buffer.read())
         version = asyncio.run(once(config, task))
-    except StoreBusy as error:
-        print(error, file=sys.stderr)  # noqa: T201  (this is a command)
-        return 0
     except ApprenticeError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201  (this is a command)
         return 1
-    print(f"{version.id}: {version.state}")  # noqa: T201
+    print("no cycle is due" if version is None else f"{version.id}: {version.state}")  # noqa: T201  (this is a command)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Evaluators: (answer, reference) -> Score. What they share: how two JSON values are the same, and how a field is found.
+"""Evaluators: (answer, reference) -> Score. What they share: when two JSON values are the same, and where a field is.
 
 Answers come from models, so nothing here trusts their shape, size or depth: no recursion, no conversion that overflows.
 """
@@ -36,11 +36,11 @@ def same(left: Json, right: Json, *, fold: bool = False) -> bool:
 
 
 def scalar(value: Json, *, fold: bool = False) -> tuple[str, object]:
-    """A key by which scalars are equal exactly if they are the same; a list or an object equals no scalar and no other."""
+    """A key that is equal for the same scalars only; a list or an object is equal to nothing but itself."""
     if isinstance(value, bool):
         return "bool", value
     if isinstance(value, int | float):
-        return ("nan", None) if value != value else ("number", value)  # noqa: PLR0124  # only a NaN differs from itself
+        return ("nan", None) if value != value else ("number", value)  # only a NaN differs from itself
     if isinstance(value, str):
         return "text", " ".join(value.casefold().split()) if fold else value
     return ("null", None) if value is None else (type(value).__name__, id(value))

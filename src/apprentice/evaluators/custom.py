@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 
-from apprentice.config import imported
 from apprentice.errors import ConfigError
+from apprentice.schemas import imported
 from apprentice.types import Evaluator, Json, Score
 
 

@@ -14,7 +14,8 @@ def build(tolerance: float = 0.0, scale: float | None = None, field: str | None 
     """max(0, 1 - |answer - reference| / scale), and 1 within the tolerance. Symmetric. What is no number scores 0.
 
     `field`: the path of the number (`a.b` is b within a); without it the answer is the number itself, or an object of
-    numbers, whose mean counts, with each field's score in `fields`. Without a `scale`, what is beyond the tolerance scores 0.
+    numbers, whose mean counts, with each field's score in `fields`. Without a `scale`, what is beyond the tolerance
+    scores 0.
     Raises ConfigError for a negative tolerance and for a scale that is not above 0.
     """
     if not 0 <= tolerance < math.inf:

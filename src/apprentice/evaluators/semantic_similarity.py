@@ -11,13 +11,13 @@ from apprentice.types import Encoder, Evaluator, Json, Score
 
 
 def build(fields: list[str] | None = None, encoder: str = "minilm") -> Evaluator:
-    """The mean over the fields of the cosine between the texts' sentence embeddings, with each field's in `fields`. Symmetric.
+    """The mean over the fields of the cosine between the texts' embeddings, with each field's in `fields`. Symmetric.
 
-    A negative cosine counts as 0, so that unrelated texts score about 0 and not a half. Equal values score 1; what is not
-    text on both sides scores 1 when it is the same and 0 when not.
+    A negative cosine counts as 0, so that unrelated texts score about 0 and not a half. Equal values score 1; what is
+    not text on both sides scores 1 when it is the same and 0 when not.
 
     `fields`: the paths that count (`a.b` is b within a); without them, all keys that either side has. An answer that is
-    itself a text is compared whole. `encoder`: an encoder plugin; texts longer than its limit are compared by their start.
+    itself a text is compared whole. `encoder`: an encoder plugin; of a text longer than it reads, the start counts.
     Raises MissingExtra when the encoder's packages are not installed, ConfigError when there is no such encoder.
     """
     if fields is not None and not fields:
@@ -43,7 +43,7 @@ async def _similarities(encoder: Encoder, pairs: list[tuple[Json, Json]]) -> lis
         if not scores[index] and _has_words(left) and _has_words(right)
     ]
     if unlike:
-        texts = [_encodable(side) for index in unlike for side in pairs[index]]
+        texts = [side for index in unlike for side in pairs[index]]
         vectors = await asyncio.to_thread(encoder.encode, texts)  # milliseconds of computing, off the event loop
         for row, index in enumerate(unlike):
             scores[index] = min(1.0, max(0.0, float(vectors[2 * row] @ vectors[2 * row + 1])))
@@ -52,7 +52,3 @@ async def _similarities(encoder: Encoder, pairs: list[tuple[Json, Json]]) -> lis
 
 def _has_words(value: Json) -> bool:
     return isinstance(value, str) and bool(value.strip())
-
-
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()

@@ -17,8 +17,8 @@ def build(
 ) -> Evaluator:
     """The weighted mean of the fields' scores, with each field's score in `fields`. Symmetric.
 
-    A field scores 1 when it is the same on both sides, else 0; a list of scalars by how much of it is shared, in any order.
-    A field that is missing is the same as one that is null.
+    A field scores 1 when it is the same on both sides, else 0; a list of scalars by how much of it is shared, in any
+    order. A field that is missing is the same as one that is null.
 
     `match_fields`: the paths that count (`a.b` is b within a); without them, all keys that either side has.
     `weights`: by path, 1 where left out. `lists`: f1 and jaccard give part of the score for a part of a list.

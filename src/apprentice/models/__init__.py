@@ -152,7 +152,7 @@ def parse(text: str) -> tuple[Json, str | None]:
         value = json.loads(inside[1] if inside else text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         return None, "the answer is empty" if not text.strip() else "the answer is not JSON"
-    return (None, "the answer is null") if value is None else checked(value, text)
+    return checked(value, text)
 
 
 def checked(value: Json, text: str) -> tuple[Json, str | None]:
@@ -180,6 +180,8 @@ def settle(
     """The Answer: without an output when the model was cut off, because half an answer may still be valid JSON."""
     if finish == "truncated":
         value, problem = None, "the answer was cut off at max_tokens"
+    elif value is None and problem is None:
+        problem = "the answer is null"
     return Answer(
         output=value, text=readable(text), model=model, usage=usage, finish=finish, latency=latency, problem=problem
     )

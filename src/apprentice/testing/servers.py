@@ -115,49 +115,47 @@ class Server:
         try:
             while (got := await _receive(reader, rest)) is not None:
                 request, body, rest = got
-                reply, usage = await self._respond(request, body)
-                if not await _deliver(writer, reply, self._render(reply, body, usage)):
+                if not await _deliver(writer, *await self._respond(request, body)):
                     break
         except (ConnectionError, h11.RemoteProtocolError, asyncio.CancelledError):
             writer.transport.abort()  # the client went away, wrote no HTTP, or the server is being closed
         finally:
             writer.close()
 
-    async def _respond(self, request: h11.Request, raw: bytes) -> tuple[Reply, Usage]:
+    async def _respond(self, request: h11.Request, raw: bytes) -> tuple[Reply, bytes]:
         headers = {name.decode(): value.decode("latin-1") for name, value in request.headers}
-        body = _object(raw)
+        body = _object(raw) or {}
         reply = self._refuse(request, headers, body)
         if reply is None:
-            said = self._answer(body or {})
+            said = self._answer(body)
             said = await said if inspect.isawaitable(said) else said
-            reply = said if isinstance(said, Reply) else Reply(said)
-            reply = _limited(reply, self._wire.limit(body or {}))
+            reply = _limited(said if isinstance(said, Reply) else Reply(said), self._wire.limit(body))
         usage = Usage(input_tokens=_tokens(raw), output_tokens=_tokens(_text(reply.content).encode()))
         billed = reply.billed if reply.billed is not None else reply.status < 300
         charge = usage.input_tokens * self._price[0] + usage.output_tokens * self._price[1] if billed else 0
-        self.requests.append(Seen(request.target.decode(), headers, body or {}, reply.status, usage, charge))
+        self.requests.append(Seen(request.target.decode(), headers, body, reply.status, usage, charge))
         if isinstance(reply.wait, asyncio.Event):
             await reply.wait.wait()
         elif reply.wait is not None:
             await asyncio.sleep(reply.wait)
-        return reply, usage
+        return reply, self._render(reply, body, usage)
 
-    def _refuse(self, request: h11.Request, headers: dict[str, str], body: dict[str, Json] | None) -> Reply | None:
+    def _refuse(self, request: h11.Request, headers: dict[str, str], body: dict[str, Json]) -> Reply | None:
         if request.method != b"POST" or request.target.decode() != self._wire.base + self._wire.path:
             return Reply(status=404, code="not_found")
         if self._key is not None and self._wire.key(headers) != self._key:
             return Reply(status=401, code="invalid_api_key")
-        if body is None or not isinstance(body.get("messages"), list):
+        if not isinstance(body.get("messages"), list) or not self._wire.limit(body):
             return Reply(status=400, code="invalid_request_error")
         return None
 
-    def _render(self, reply: Reply, request: bytes, usage: Usage) -> bytes:
+    def _render(self, reply: Reply, body: dict[str, Json], usage: Usage) -> bytes:
         if reply.raw is not None:
             return reply.raw
         if reply.status >= 300:
             return json.dumps(self._wire.error(reply.code)).encode()
         told = None if reply.silent else reply.usage or usage
-        return json.dumps(self._wire.answer(_object(request) or {}, reply, told), ensure_ascii=False).encode()
+        return json.dumps(self._wire.answer(body, reply, told), ensure_ascii=False).encode()
 
 
 @contextlib.asynccontextmanager
@@ -302,7 +300,7 @@ _ANTHROPIC = _Format(
     base="",
     path="/v1/messages",
     key=lambda headers: headers.get("x-api-key", ""),
-    limit=lambda body: body["max_tokens"],
+    limit=lambda body: body.get("max_tokens") or 0,  # it demands one
     answer=_anthropic_answer,
     error=lambda code: {"type": "error", "error": {"type": code, "message": "scripted"}, "request_id": "req_0"},
 )

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from apprentice import plugins
+from apprentice.errors import CannotLearn, ConfigError, TrainingError
+from apprentice.testing.trainers import TASK, THINGS, examples
+from apprentice.trainers import keep
+from apprentice.types import Example, Trainer
+
+
+@pytest.fixture(scope="module")
+def trainer() -> Trainer:
+    built: Trainer = plugins.build("trainers", "embedded")
+    return built
+
+
+def test_the_manifest_says_what_was_learned_from_what(trainer: Trainer, tmp_path: Path) -> None:
+    checkpoint = trainer.train(TASK, examples(), into=tmp_path, seed=3)
+    manifest = checkpoint.manifest
+    assert manifest["task"] == "sort"
+    assert manifest["examples"] == 72
+    assert manifest["output_schema"] == TASK.output_schema
+    assert manifest["trainer"]["seed"] == 3
+    assert manifest["heads"][0]["choice"]["symbols"] == ['"animal"', '"fruit"', '"tool"']
+    assert 0.8 < manifest["metrics"]["agreement"] <= 1
+    assert manifest["metrics"]["fields"] == {"kind": manifest["metrics"]["agreement"]}
+    assert str(tmp_path) not in json.dumps(manifest)
+
+
+def test_every_request_has_a_confidence_from_a_student_that_had_not_seen_it(trainer: Trainer, tmp_path: Path) -> None:
+    noisy = [
+        example.model_copy(update={"target": {"kind": sorted(THINGS)[number % 3]}})
+        for number, example in enumerate(examples())
+    ]
+    unnamed = examples(1)[0].model_copy(update={"request_id": None, "input": {"text": "an apple again"}})
+    checkpoint = trainer.train(TASK, [*noisy, unnamed], into=tmp_path, seed=0)
+    held_out = json.loads((checkpoint.path / "oof.json").read_text())
+    assert set(held_out) == {f"r{number}" for number in range(72)}
+    assert checkpoint.manifest["out_of_fold"] == {name: pair[0] for name, pair in held_out.items()}
+    right = sum(pair[1] for pair in held_out.values()) / 72
+    model = plugins.build("models", "embedded", checkpoint=checkpoint.path)
+    seen = model.answer_many(TASK, [example.input for example in noisy])
+    fitted = sum(a.output == e.target for a, e in zip(seen, noisy, strict=True)) / 72
+    assert right < fitted, "a row was examined on a student that had learned it"
+
+
+def test_equal_texts_are_held_out_together(trainer: Trainer, tmp_path: Path) -> None:
+    """The label of each text is random: only a leak could find it out."""
+    coin = ("fruit", "tool")
+    rows = [
+        Example(
+            input={"text": f"code {number:03} {number * 7919 % 1000}"},
+            target={"kind": coin[(number * 2654435761 >> 7) % 2]},
+            source="teacher",
+            request_id=f"{number}-{copy}",
+        )
+        for number in range(60)
+        for copy in range(4)
+    ]
+    checkpoint = trainer.train(TASK, rows, into=tmp_path, seed=0)
+    assert checkpoint.manifest["metrics"]["agreement"] < 0.75
+
+
+def test_the_seed_moves_the_folds_only(trainer: Trainer, tmp_path: Path) -> None:
+    one, two = (trainer.train(TASK, examples(), into=tmp_path, seed=seed) for seed in (0, 1))
+    assert one.id != two.id
+    assert one.manifest["out_of_fold"] != two.manifest["out_of_fold"]
+
+
+def test_targets_that_do_not_fit_the_schema_are_left_out_and_counted(trainer: Trainer, tmp_path: Path) -> None:
+    odd = [Example(input={"text": str(n)}, target=t, source="remote") for n, t in enumerate(({"kind": "ox"}, {}, None))]
+    checkpoint = trainer.train(TASK, [*examples(), *odd], into=tmp_path, seed=0)
+    assert checkpoint.manifest["left_out"] == 3
+    assert checkpoint.manifest["examples"] == 72
+    with pytest.raises(TrainingError, match="none of 3 examples"):
+        trainer.train(TASK, odd, into=tmp_path, seed=0)
+
+
+def test_inputs_of_several_fields_are_read_alike_in_training_and_serving(trainer: Trainer, tmp_path: Path) -> None:
+    both = {"type": "object", "properties": {"subject": {"type": "string"}, "tier": {"type": "string"}}}
+    task = TASK.model_copy(update={"input_schema": both})
+    rows = [
+        Example(input={"tier": tier, "subject": f"hello {n}"}, target={"kind": kind}, source="teacher")
+        for n in range(15)
+        for tier, kind in (("gold", "fruit"), ("wood", "tool"))
+    ]
+    checkpoint = trainer.train(task, rows, into=tmp_path, seed=0)
+    model = plugins.build("models", "embedded", checkpoint=checkpoint.path)
+    said = model.answer_many(task, [{"subject": "hello", "tier": "gold"}, {"tier": "wood", "subject": "hello"}])
+    assert [answer.output["kind"] for answer in said] == ["fruit", "tool"]
+
+
+def test_odd_texts_and_targets_can_be_trained_on(tmp_path: Path) -> None:
+    task = TASK.model_copy(update={"output_schema": {"type": "string"}})
+    odd = ["", "\0", "half \ud83d", "x" * 100_000, "\u202e", "\U0001f600"]
+    rows = [Example(input={"text": text}, target=text[:9], source="remote", request_id=text[:9]) for text in odd]
+    for encoder in ("minilm", "tfidf"):
+        checkpoint = plugins.build("trainers", "embedded", encoder=encoder).train(task, rows, into=tmp_path, seed=0)
+        model = plugins.build("models", "embedded", checkpoint=checkpoint.path)
+        assert {answer.output for answer in model.answer_many(task, [row.input for row in rows])} <= {
+            text[:9] for text in odd
+        }
+
+
+def test_a_string_that_turns_out_to_be_free_text_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    properties = {"kind": {"enum": [*THINGS]}, "reply": {"type": "string"}}
+    task = TASK.model_copy(update={"output_schema": {"type": "object", "properties": properties}})
+    rows = [e.model_copy(update={"target": {**e.target, "reply": f"dear {e.request_id}"}}) for e in examples(240)]
+    with pytest.raises(CannotLearn, match="'reply' has 240 different values"):
+        plugins.build("trainers", "embedded", encoder="tfidf").train(task, rows, into=tmp_path, seed=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({"encoder": "minlm"}, "minilm"), ({"c": 0.0}, "c should"), ({"folds": 1}, "folds should"), ({"d": 1}, "'d'")],
+)
+def test_settings_out_of_range_are_named(settings: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        plugins.build("trainers", "embedded", **settings)
+
+
+def test_another_process_makes_the_same_checkpoint(tmp_path: Path) -> None:
+    here = plugins.build("trainers", "embedded", encoder="tfidf").train(TASK, examples(), into=tmp_path / "a", seed=0)
+    code = (
+        "import sys; from pathlib import Path; from apprentice import plugins\n"
+        "from apprentice.testing.trainers import TASK, examples\n"
+        "trainer = plugins.build('trainers', 'embedded', encoder='tfidf')\n"
+        "print(trainer.train(TASK, examples(), into=Path(sys.argv[1]), seed=0).id)"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "7", "OPENBLAS_NUM_THREADS": "2"}
+    said = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "b")], capture_output=True, text=True, check=True, env=environment
+    )
+    assert said.stdout.strip() == here.id
+
+
+# --- keeping a checkpoint ---------------------------------------------------------------------------------------------
+
+
+def test_a_kept_folder_is_left_alone_and_a_damaged_one_is_replaced(tmp_path: Path) -> None:
+    files = {"a": b"1", "b": b"2"}
+    path = keep(tmp_path / "new" / "folder", "name", files)
+    before = (path / "a").stat().st_mtime_ns
+    assert keep(tmp_path / "new" / "folder", "name", files) == path
+    assert (path / "a").stat().st_mtime_ns == before
+    (path / "b").write_bytes(b"half")
+    keep(tmp_path / "new" / "folder", "name", files)
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == files
+    assert [entry.name for entry in path.parent.iterdir()] == ["name"]
+
+
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        keep(tmp_path, "name", {"a": b"1", "no/such/folder": b"2"})
+    assert list(tmp_path.iterdir()) == []
