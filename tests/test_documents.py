@@ -88,10 +88,10 @@ def test_the_tutorial_ends_where_it_says(tmp_path: Path) -> None:
     programs = []
     for kind, body in blocks("docs/tutorial.md"):
         if kind == "sh":
-            programs.append(body.replace("8417", port).replace("&\n", "> server.log & echo $! > server.pid\n"))
+            programs.append(body.replace("8417", port).replace("&\n", "> server.log 2>&1 & echo $! > server.pid\n"))
         elif kind == "python":
             programs.append(f"python - <<'PROGRAM'\n{body}PROGRAM\n")
-    ready = "until grep -q 127.0.0.1 server.log; do read -t 0.05 <> <(:) || true; done\n"
+    ready = "until grep -q 127.0.0.1 server.log; do :; done\n"
     script = "".join(program + (ready if "server.pid" in program else "") for program in programs)
     try:
         said = run(["bash", "-e", "-c", script], tmp_path)

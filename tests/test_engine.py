@@ -27,7 +27,7 @@ from apprentice.errors import (
 from apprentice.testing.servers import Reply, Server, serve_openai
 from apprentice.types import Json, Record, Store
 
-from .conftest import honest, right, texts
+from .conftest import YAML, honest, right, texts
 
 Configured = Callable[..., Config]
 
@@ -277,6 +277,14 @@ async def test_what_is_missing_to_serve_fails_before_the_first_request(
     with pytest.raises(ConfigError, match="NO_SUCH_KEY"):
         async with Apprentice(configured(remote={"api_key_env": "NO_SUCH_KEY"})):
             pass
+    with pytest.raises(ConfigError, match="nowhere"):
+        async with Apprentice(configured(local={"backend": "nowhere"})):
+            pass
+    with pytest.raises(ConfigError, match=r"tasks\[0\].*kind") as unlearnable:
+        text = YAML.replace("{kind: [fruit, animal, tool]}", "{kind: str}").replace("exact_match", "semantic_similarity")
+        async with Apprentice(configured(text=text)):
+            pass
+    assert unlearnable.value.hint
     with pytest.raises(ApprenticeError, match="price") as caught:
         async with Apprentice(configured(remote={"model": "no-such-model"})):
             pass

@@ -96,7 +96,7 @@ def test_a_field_that_does_not_count_is_left_out_if_it_may_be_and_refused_if_it_
 
 
 def test_a_misspelt_counted_field_is_named() -> None:
-    with pytest.raises(ConfigError, match="'knd'.*has x"):
+    with pytest.raises(ConfigError, match=r"'knd'.*has x"):
         heads.fields(task(a_field({"type": "string"})), ["knd"])
 
 
@@ -159,7 +159,7 @@ def test_an_input_is_one_text(input: Json, text: str) -> None:
     assert heads.render({"properties": {"text": {}, "metadata": {}}}, input) == text
 
 
-# --- what is learned ---------------------------------------------------------------------------------------------------
+# --- what is learned --------------------------------------------------------------------------------------------------
 
 
 def test_categories_are_learned_and_confidence_is_an_honest_probability() -> None:

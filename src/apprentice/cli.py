@@ -152,6 +152,7 @@ def _init(parsed: argparse.Namespace) -> int:
 
 def _check(parsed: argparse.Namespace) -> int:
     config = configuration.load(parsed.config)
+    configuration.check_learnable(config)
     missing = configuration.missing(config)
     promises = {task.name: _promise(config, task.name) for task in config.tasks}
     if parsed.json:

@@ -66,7 +66,8 @@ class Settings:
     trend_sensitivity: float = 0.05  # a drop of 0.4 times this against the version's own mean raises the sampling
     alpha: float = 0.05  # chance that a version is ever certified wrongly; also of the confidence sequence
     levels: tuple[float, ...] = (0.0, 0.05, 0.10, 0.15, 0.20, 0.30, 0.40, 0.50, 0.60, 1.0)
-    half_life: float = 60.0  # audits that halve the sampling rate at level 0; five times that at level 1
+    half_life: float = 60.0  # audits that halve the sampling rate
+    carried: float = 60.0
     alarm_at: float = 500.0  # average audits between two false alarms, at least
     guard_at: float = 30.0  # the same for a tightening
     page_at: float = 100.0  # the same for coaching, emergency and anti-correlation
@@ -229,7 +230,7 @@ def start_version(state: State, settings: Settings, version: str, confidences: S
     state.named = []
     state.audits = 0
     level = settings.levels[state.rung]
-    state.decayed = 0.0 if level >= 1 else min(state.decayed, 180.0 if level <= 0.05 else 60.0)
+    state.decayed = 0.0 if level >= 1 else min(state.decayed, 180.0 if level <= 0.05 else settings.carried)
     state.recent = [(state.requests, state.at)]
     state.window = []
     _restart(state, settings)
@@ -562,7 +563,7 @@ def sampling_rate(
     """
     if level >= 1:
         return 1.0
-    half = half_life * (1 + 4 * level)
+    half = half_life
     if decay == "exponential":
         thinned = floor + (1 - floor) * 2 ** (-audits / half)
     elif decay == "linear":

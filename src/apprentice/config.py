@@ -35,7 +35,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from apprentice import plugins, reading, schemas
-from apprentice.errors import ConfigError, InvalidAnswer, InvalidInput, MissingExtra, UnknownTask
+from apprentice.errors import CannotLearn, ConfigError, InvalidAnswer, InvalidInput, MissingExtra, UnknownTask
 from apprentice.schemas import Check, Place, Problem, did_you_mean, with_hint
 from apprentice.types import Json, Task
 
@@ -365,12 +365,20 @@ class TaskConfig(_Section):
 
     @cached_property
     def learnable_task(self) -> Task:
-        """The task as a trainer sees it: an output field that is free text carries `"x-free-text": true`.
+        """The task as a trainer sees it, with marks that `task` lacks, because providers refuse them.
 
-        Free text is a string, or a list of strings, without an enumeration, that no exact comparison covers: it can be
-        judged by its meaning only, so it is no category. `task` has no such mark, because providers refuse it.
+        `"x-free-text": true` at a string, or a list of strings, without an enumeration, that no exact comparison covers: it
+        can be judged by its meaning only, so it is no category. `"x-compared": false` at a field of the output that the
+        evaluator does not look at: how sure a student is of it does not matter.
         """
-        return self.task.model_copy(update={"output_schema": schemas.mark_free_text(self._output_schema, self._exact)})
+        marked = schemas.mark_free_text(self._output_schema, self._exact)
+        settings = self.evaluator_settings[1]
+        compared = settings.get("match_fields") or settings.get("fields") or settings.get("field")
+        if compared and isinstance(marked.get("properties"), dict):
+            names = {path.split(".")[0] for path in ([compared] if isinstance(compared, str) else compared)}
+            ignored = {name: field | {"x-compared": False} for name, field in marked["properties"].items() if name not in names}
+            marked = marked | {"properties": marked["properties"] | ignored}
+        return self.task.model_copy(update={"output_schema": marked})
 
     def _exact(self, field: str) -> bool:
         name, settings = self.evaluator_settings
@@ -575,6 +583,21 @@ def missing(config: Config) -> list[str]:
     references = _REFERENCE.findall(config.model_dump_json(exclude={"tasks"}))
     found.extend(_unset(variable, f"referred to as ${{{variable}}}") for variable in references)
     return list(dict.fromkeys(problem for problem in found if problem))
+
+
+def check_learnable(config: Config) -> None:
+    """Raise ConfigError for a task that its trainer can never learn, naming the field and the way out.
+
+    A trainer that is not installed is not asked: `missing` lists it.
+    """
+    for index, task in enumerate(config.tasks):
+        local = task.local or config.local
+        if local.fine_tune_backend is None or _uninstalled("trainers", local.fine_tune_backend, "", {}) is not None:
+            continue
+        try:
+            plugins.build("trainers", local.fine_tune_backend, **local.fine_tune_settings).check(task.learnable_task)
+        except CannotLearn as error:
+            raise ConfigError(f"tasks[{index}] ({task.name}): {error}", hint=error.hint) from error
 
 
 def _unset(variable: str | None, at: str) -> str | None:

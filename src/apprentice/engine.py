@@ -29,7 +29,7 @@ from typing import Any, Self
 
 from apprentice import confidence, decide, plugins
 from apprentice.calls import Calls
-from apprentice.config import Config, TaskConfig, load
+from apprentice.config import Config, TaskConfig, check_learnable, load, missing
 from apprentice.errors import (
     ApprenticeError,
     BudgetError,
@@ -238,6 +238,9 @@ class Apprentice:
         async with self._open_lock:
             if self._opened:
                 return
+            if problems := missing(self.config):
+                raise ConfigError("cannot serve: " + "; ".join(problems))
+            check_learnable(self.config)
             evaluators = {task.name: self._evaluator(task) for task in self.config.tasks}
             self._store = plugins.build("stores", self.config.store.backend, path=self.config.store.path)
             self._calls = Calls(self.config, self._store, clock=self._clock, new_id=new_id, dice=self._dice)

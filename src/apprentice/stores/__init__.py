@@ -7,10 +7,11 @@ writes back what changed. The tables are created by `MIGRATIONS`, each applied i
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -295,6 +296,8 @@ class Books:
         """
         if hold.attempt_id in self.entries:
             raise StoreError(f"attempt {hold.attempt_id!r} is in the ledger already", hint="give each attempt a new id")
+        if not (math.isfinite(hold.at) and 0 <= hold.worst <= LARGEST and all(hold.windows)):
+            raise StoreError(f"attempt {hold.attempt_id!r} has no moment, no amount, or a window without a name")
         held_up: BudgetHeld | None = None
         for cap in caps:
             if cap.window not in hold.windows:
@@ -330,7 +333,7 @@ class Books:
         entry = self.entries.get(attempt_id)
         if entry is None:
             raise StoreError(f"attempt {attempt_id!r} was never reserved", hint="reserve before the call is sent")
-        if cost < 0 or (state == "released" and cost):
+        if not 0 <= cost <= LARGEST or (state == "released" and cost):
             raise StoreError(f"attempt {attempt_id!r} cannot be {state} at {cost} micro-dollars")
         if entry.state != "held":
             return
@@ -466,3 +469,14 @@ def read_event(row: Sequence[Any]) -> Event:
         evidence=json.loads(evidence),
         key=None if key is None else from_text(key),
     )
+
+
+def runs[T](rows: Sequence[T]) -> Iterator[Sequence[T]]:
+    """The rows in runs of 64, 32, 16, … 1: seven statements to prepare and keep, instead of one for each number."""
+    start, size = 0, 64
+    while start < len(rows):
+        if size <= len(rows) - start:
+            yield rows[start : start + size]
+            start += size
+        else:
+            size //= 2

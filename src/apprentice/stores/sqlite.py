@@ -5,8 +5,8 @@ callers go after the commit (an fsync costs 0.2 to 4 ms; a hundred requests shar
 
 Write-ahead log with `synchronous=FULL`: what a call has returned survives a power cut. Every transaction begins as
 `BEGIN IMMEDIATE`, so that none ever has to upgrade from reading to writing (`SQLITE_BUSY_SNAPSHOT`, which no time-out
-waits for). Who waits for the lock asks again after 2 ms at first and then ever sooner, so that the oldest gets it:
-SQLite's own waiting backs off to 100 ms and starves.
+waits for). Processes queue for their turn at a lock of the operating system beside the database: SQLite's own waiting
+polls with growing pauses, and of 32 processes lets some wait for seconds.
 
 Statements are few and large on purpose: each gives the interpreter's lock away, and gets it back only after up to 5 ms
 when the event loop is busy.
@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
 import queue
 import threading
@@ -30,14 +31,7 @@ from typing import Any
 
 import apsw
 
-from apprentice.errors import (
-    ApprenticeError,
-    IdempotencyConflict,
-    StoreBusy,
-    StoreCorrupt,
-    StoreError,
-    StoreFull,
-)
+from apprentice.errors import ApprenticeError, IdempotencyConflict, StoreBusy, StoreCorrupt, StoreError, StoreFull
 from apprentice.stores import (
     APPLICATION_ID,
     EVENT_COLUMNS,
@@ -62,6 +56,7 @@ from apprentice.stores import (
     read_record,
     read_version,
     record_row,
+    runs,
     to_text,
     version_row,
 )
@@ -75,6 +70,8 @@ PAGE = 256  # Records in one read, so that a long read neither blocks short ones
 WAL_PAGES = 1000  # 4 MiB, then what is in the log goes to the database
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 FSYNC_CODES = {apsw.SQLITE_IOERR_FSYNC, apsw.SQLITE_IOERR_DIR_FSYNC}
+_ENTRY_AGAIN = "ON CONFLICT DO UPDATE SET state = excluded.state, cost = excluded.cost, seal = excluded.seal"
+_WINDOW_AGAIN = "ON CONFLICT DO UPDATE SET spent = excluded.spent, held = excluded.held, seal = excluded.seal"
 ALL_WINDOWS = ""  # the row of `windows` that counts the others
 
 
@@ -86,43 +83,44 @@ def build(path: str | Path, wait: Seconds = 30.0) -> SqliteStore:
     """
     _check_version(apsw.sqlite_lib_version())
     path = Path(path).absolute()
-    _create(path)
+    turn = _create(path)
     deadline = time.monotonic() + wait
-    while (
-        True
-    ):  # two processes that make the same store at once: SQLite's own time-out does not cover the change to WAL
-        try:
-            return SqliteStore(path, _connect(path, wait), _connect(path, wait, reads=True), wait)
-        except apsw.BusyError as error:
-            if time.monotonic() >= deadline:
-                raise _translated(error, path, 0) from error
-            time.sleep(0.005)
-        except apsw.Error as error:
+    try:
+        while True:  # two processes may make the same store: SQLite's time-out does not cover the change to WAL
+            try:
+                return SqliteStore(path, turn, _connect(path, wait), _connect(path, wait, reads=True), wait)
+            except apsw.BusyError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.005)
+    except BaseException as error:
+        os.close(turn)
+        if isinstance(error, apsw.Error):
             raise _translated(error, path, 0) from error
+        raise
 
 
 class SqliteStore:
     """The Store in one SQLite file. Its methods may be called from any event loop."""
 
-    def __init__(self, path: Path, writes: apsw.Connection, reads: apsw.Connection, wait: Seconds) -> None:
+    def __init__(self, path: Path, turn: int, writes: apsw.Connection, reads: apsw.Connection, wait: Seconds) -> None:
         self._path = path
         self._reads = reads
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="apprentice-read")
-        self._writer = _Writer(path, writes, wait)
+        self._writer = _Writer(path, turn, writes, wait)
 
     async def close(self) -> None:
         """Finish what waits, and close the file. Calls after it raise StoreError."""
         if self._writer.close():
             await asyncio.get_running_loop().run_in_executor(self._reader, self._reads.close)
             self._reader.shutdown(wait=False)
-        await asyncio.wrap_future(self._writer.ended)
+        await self._writer.end()
 
     # --- Records
 
     async def append(self, record: Record) -> int:
         """The Record's number. Raises IdempotencyConflict for a key used before, StoreError for a request_id."""
-        number: int = await self._writer.submit(_Append(record_row(record)))
-        return number
+        return int(await self._writer.submit(record_row(record)))
 
     async def changes(self, after: int) -> Changes:
         """Evidence of every task with a number above `after`, in order, and the champions of today."""
@@ -152,10 +150,7 @@ class SqliteStore:
         before = LARGEST
         while limit is None or len(found) < limit:
             size = PAGE if limit is None else min(PAGE, limit - len(found))
-            act = partial(
-                _records, task=to_text(task), after=after, before=before, limit=size, only=labelled, last=newest
-            )
-            page = await self._read(act)
+            page = await self._read(partial(_records, to_text(task), after, before, size, labelled, newest))
             found += page
             if len(page) < size:
                 break
@@ -186,7 +181,7 @@ class SqliteStore:
 
     async def add_version(self, version: Version) -> Version:
         """The Version as kept; an empty id becomes the next of "v1", "v2", … Raises StoreError for a taken id."""
-        added: Version = await self._writer.submit(_Change(partial(_add_version, version=version)))
+        added: Version = await self._writer.submit(partial(_add_version, version=version))
         return added
 
     async def versions(self, task: str) -> list[Version]:
@@ -198,11 +193,11 @@ class SqliteStore:
 
         Raises StoreError for an unknown version, and when `lease` is no longer the current one of its name.
         """
-        await self._writer.submit(_Change(partial(_promote, task=task, version=version, at=at, lease=lease)))
+        await self._writer.submit(partial(_promote, task=task, version=version, at=at, lease=lease))
 
     async def certify(self, task: str, version: str, at: Seconds) -> None:
         """Note when the version was certified. Raises StoreError for an unknown version."""
-        await self._writer.submit(_Change(partial(_certify, task=task, version=version, at=at)))
+        await self._writer.submit(partial(_certify, task=task, version=version, at=at))
 
     async def add_event(self, event: Event) -> None:
         """Keep the Event; a second one of the same task and key is the same Event, and is not kept."""
@@ -216,18 +211,18 @@ class SqliteStore:
     async def acquire(self, name: str, owner: str, now: Seconds, seconds: Seconds) -> Lease | None:
         """The lease until `now + seconds`, or None while somebody (also the same owner) has it."""
         act = partial(_acquire, name=name, owner=owner, now=now, until=now + seconds)
-        lease: Lease | None = await self._writer.submit(_Change(act))
+        lease: Lease | None = await self._writer.submit(act)
         return lease
 
     async def renew(self, lease: Lease, now: Seconds, seconds: Seconds) -> Lease | None:
         """The lease until `now + seconds`; None once it was released or somebody else has it."""
         later = lease._replace(until=now + seconds)
         act = partial(_write_lease, lease=lease, owner=lease.owner, until=later.until)
-        return later if await self._writer.submit(_Change(act)) else None
+        return later if await self._writer.submit(act) else None
 
     async def release(self, lease: Lease) -> None:
         """Give the lease back; nothing happens if it is not current."""
-        await self._writer.submit(_Change(partial(_write_lease, lease=lease, owner=None, until=0.0)))
+        await self._writer.submit(partial(_write_lease, lease=lease, owner=None, until=0.0))
 
     # --- money
 
@@ -270,7 +265,7 @@ class SqliteStore:
     # --- the two threads
 
     async def _change(self, sql: str, values: Row) -> None:
-        await self._writer.submit(_Change(partial(_rows, sql=sql, values=values)))
+        await self._writer.submit(partial(_rows, sql=sql, values=values))
 
     async def _read[T](self, act: Callable[[apsw.Connection], T]) -> T:
         if self._writer.closed:
@@ -290,31 +285,24 @@ class SqliteStore:
 
 
 @dataclass(frozen=True, slots=True)
-class _Append:
-    row: Row
-
-
-@dataclass(frozen=True, slots=True)
 class _Booking:
     attempt_id: str
     windows: tuple[str, ...]
     act: Callable[[Books], None]
 
 
-@dataclass(frozen=True, slots=True)
-class _Change:
-    act: Callable[[apsw.Connection], Any]
+type _Job = Row | _Booking | Callable[[apsw.Connection], Any]  # a Record, a change of the ledger, any other change
 
 
 @dataclass(slots=True)
 class _Write:
     """One job on its way to the writer, and back to the loop where its caller waits."""
 
-    job: _Append | _Booking | _Change
+    job: _Job
     future: asyncio.Future[Any]
-    deadline: float
     result: Any = None
     error: Exception | None = None
+    begun: bool = False  # from here on it is too late to give up
     done: bool = False
 
 
@@ -325,14 +313,15 @@ class _Writer:
     after a commit or an fsync that failed nobody knows what is on the disk, and no write is accepted any more.
     """
 
-    def __init__(self, path: Path, connection: apsw.Connection, wait: Seconds) -> None:
+    def __init__(self, path: Path, turn: int, connection: apsw.Connection, wait: Seconds) -> None:
         self.closed = False
-        self.ended: Future[None] = Future()
+        self._ended: Future[None] = Future()
         self._path = path
+        self._turn = turn
         self._connection = connection
         self._wait = wait
         self._inbox: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
-        self._gate = threading.Lock()  # nothing enters the inbox after the None that ends the thread
+        self._gate = threading.Lock()  # guards `closed` with the inbox, and `begun` with `done`
         self._broken: str | None = None
         self._log_pages = 0
         connection.set_busy_timeout(0)
@@ -340,13 +329,18 @@ class _Writer:
         connection.set_wal_hook(self._logged)
         threading.Thread(target=self._run, name="apprentice-write", daemon=True).start()
 
-    async def submit(self, job: _Append | _Booking | _Change) -> Any:
-        write = _Write(job, asyncio.get_running_loop().create_future(), time.monotonic() + self._wait)
+    async def submit(self, job: _Job) -> Any:
+        loop = asyncio.get_running_loop()
+        write = _Write(job, loop.create_future())
         with self._gate:
             if self.closed:
                 raise StoreError(f"{self._path}: the store is closed")
             self._inbox.put(write)
-        return await write.future
+        timer = loop.call_later(self._wait, self._give_up, write)
+        try:
+            return await write.future
+        finally:
+            timer.cancel()
 
     def close(self) -> bool:
         """Tell the thread to end after what waits. False if somebody has told it before."""
@@ -357,24 +351,48 @@ class _Writer:
             self._inbox.put(None)
             return True
 
+    async def end(self) -> None:
+        """Wait until the thread has ended. Raises StoreBusy when another process does not let it."""
+        try:
+            await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self._ended)), self._wait)
+        except TimeoutError as error:
+            raise self._too_long() from error
+
+    def _too_long(self) -> StoreBusy:
+        return StoreBusy(f"{self._path}: another process held the store for {self._wait:g} s")
+
+    def _give_up(self, write: _Write) -> None:
+        with self._gate:
+            if write.begun or write.done:
+                return
+            write.done = True
+        if not write.future.done():
+            write.future.set_exception(self._too_long())
+
     def _run(self) -> None:
         waiting: list[_Write] = []
         ending = False
         while waiting or not ending:
             ending = self._collect(waiting, ending)
-            if self._broken is not None:
-                _fail(waiting, StoreError(self._broken, hint="check the disk, then restart"))
-            elif waiting and self._begin(waiting):
-                self._transact(waiting)
+            if waiting:
+                try:
+                    fcntl.flock(self._turn, fcntl.LOCK_EX)
+                    ending = self._collect(waiting, ending)  # who came while we stood in the queue
+                    self._serve(waiting)
+                except OSError as error:
+                    self._fail_all(waiting, error)
+                finally:
+                    fcntl.flock(self._turn, fcntl.LOCK_UN)
             _release([write for write in waiting if write.done])
             waiting = [write for write in waiting if not write.done]
             self._checkpoint()
+        os.close(self._turn)
         try:
             self._connection.close()
         except apsw.Error as error:
-            self.ended.set_exception(self._translated(error))
+            self._ended.set_exception(_translated(error, self._path, 0))
         else:
-            self.ended.set_result(None)
+            self._ended.set_result(None)
 
     def _collect(self, waiting: list[_Write], ending: bool) -> bool:
         """Add what has come in; sleep only if nothing waits. True when the last has come."""
@@ -386,20 +404,20 @@ class _Writer:
                 waiting.append(write)
         return ending
 
-    def _begin(self, waiting: Sequence[_Write]) -> bool:
-        """Take the write lock; False when another process has it, after a short sleep."""
+    def _serve(self, waiting: list[_Write]) -> None:
+        if self._broken is not None:
+            return _fail(waiting, StoreError(self._broken, hint="check the disk, then restart"))
         try:
             self._connection.execute("BEGIN IMMEDIATE")
-        except apsw.BusyError as error:
-            now = time.monotonic()
-            _fail([write for write in waiting if write.deadline <= now], self._translated(error))
-            waited = now - min(write.deadline for write in waiting) + self._wait
-            time.sleep(max(0.0002, 0.002 / (1 + waited / 0.02)))
-            return False
+        except apsw.BusyError:  # by somebody who does not queue: a person at the file, a backup
+            return time.sleep(0.002)
         except apsw.Error as error:
-            self._fail_all(waiting, error)
-            return False
-        return True
+            return self._fail_all(waiting, error)
+        with self._gate:
+            waiting[:] = [write for write in waiting if not write.done]
+            for write in waiting:
+                write.begun = True
+        return self._transact(waiting)
 
     def _transact(self, waiting: Sequence[_Write]) -> None:
         committing = False
@@ -412,33 +430,31 @@ class _Writer:
 
     def _work(self, waiting: Sequence[_Write]) -> None:
         bookings: list[tuple[_Write, _Booking]] = []
-        appends: list[tuple[_Write, _Append]] = []
+        appends: list[tuple[_Write, Row]] = []
         for write in waiting:
             write.done = True
             match write.job:
                 case _Booking() as booking:
                     bookings.append((write, booking))
-                case _Append() as append:
-                    appends.append((write, append))
-                case _Change() as change:
+                case tuple() as row:
+                    appends.append((write, row))
+                case change:
                     with self._alone(write):
-                        write.result = change.act(self._connection)
+                        write.result = change(self._connection)
         if bookings:
             self._book(bookings)
-        for some in _powers(appends):
+        for some in runs(appends):
             self._append(some)
 
-    def _append(self, some: Sequence[tuple[_Write, _Append]]) -> None:
-        places = ", ".join([f"({', '.join('?' * len(some[0][1].row))})"] * len(some))
-        values = [value for _, append in some for value in append.row]
+    def _append(self, some: Sequence[tuple[_Write, Row]]) -> None:
         try:
-            self._connection.execute(f"INSERT INTO records ({RECORD_COLUMNS}) VALUES {places}", values)
+            _insert(self._connection, "records", RECORD_COLUMNS, [row for _, row in some])
         except apsw.ConstraintError:  # none of them is in
             if len(some) > 1:
                 for one in some:
                     self._append([one])
             else:
-                some[0][0].error = self._why_not(some[0][1].row)
+                some[0][0].error = self._why_not(some[0][1])
             return
         last = self._connection.last_insert_rowid()  # AUTOINCREMENT under the write lock: the numbers have no gap
         for number, (write, _) in enumerate(some, start=last - len(some) + 1):
@@ -485,16 +501,16 @@ class _Writer:
 
     def _save(self, books: Books) -> None:
         rows = [entry_row(books.entries[attempt]) for attempt in books.changed_entries]
-        for some in _powers(rows):
-            _upsert(self._connection, "ledger", LEDGER_COLUMNS, some, "attempt_id", "state, cost, seal")
+        for some in runs(rows):
+            _insert(self._connection, "ledger", LEDGER_COLUMNS, some, _ENTRY_AGAIN)
         new = books.changed_windows - books.known_windows
         if new:
             books.amounts.setdefault(ALL_WINDOWS, Amount()).spent += len(new)
             books.changed_windows.add(ALL_WINDOWS)
         amounts = [(window, books.amounts[window]) for window in sorted(books.changed_windows)]
         rows = [(to_text(window), amount.spent, amount.held, amount.seal(window)) for window, amount in amounts]
-        for some in _powers(rows):
-            _upsert(self._connection, "windows", "key, spent, held, seal", some, "key", "spent, held, seal")
+        for some in runs(rows):
+            _insert(self._connection, "windows", "key, spent, held, seal", some, _WINDOW_AGAIN)
 
     @contextlib.contextmanager
     def _alone(self, write: _Write) -> Iterator[None]:
@@ -502,7 +518,7 @@ class _Writer:
         self._connection.execute("SAVEPOINT alone")
         try:
             yield
-        except (ApprenticeError, apsw.ConstraintError) as error:
+        except (ApprenticeError, apsw.ConstraintError, ValueError, TypeError, OverflowError) as error:
             self._connection.execute("ROLLBACK TO alone")
             write.error = self._translated(error)
         self._connection.execute("RELEASE alone")
@@ -580,8 +596,7 @@ def _add_version(connection: apsw.Connection, version: Version) -> Version:
     elif to_text(version.id) in [row[0] for row in rows]:
         raise StoreError(f"version {version.id!r} of task {version.task!r} is there already")
     number = max((row[1] for row in rows), default=0) + 1
-    values = (*version_row(version), number)
-    _rows(connection, f"INSERT INTO versions ({VERSION_COLUMNS}, number) VALUES ({_places(len(values))})", values)
+    _insert(connection, "versions", f"{VERSION_COLUMNS}, number", [(*version_row(version), number)])
     return version
 
 
@@ -598,8 +613,7 @@ def _promote(connection: apsw.Connection, task: str, version: str, at: Seconds, 
     if state[0][0] == "champion":
         return
     _rows(connection, "UPDATE versions SET state = 'retired' WHERE task = ? AND state = 'champion'", key[:1])
-    sql = "UPDATE versions SET state = 'champion', promoted_at = ? WHERE task = ? AND id = ?"
-    _rows(connection, sql, (at, *key))
+    _rows(connection, "UPDATE versions SET state = 'champion', promoted_at = ? WHERE task = ? AND id = ?", (at, *key))
 
 
 def _certify(connection: apsw.Connection, task: str, version: str, at: Seconds) -> None:
@@ -636,12 +650,9 @@ def _is_current(connection: apsw.Connection, lease: Lease) -> bool:
     return bool(_rows(connection, sql, (to_text(lease.name), to_text(lease.owner), lease.token)))
 
 
-def _upsert(
-    connection: apsw.Connection, table: str, columns: str, rows: Sequence[Row], key: str, changing: str
-) -> None:
+def _insert(connection: apsw.Connection, table: str, columns: str, rows: Sequence[Row], conflict: str = "") -> None:
     places = ", ".join([f"({_places(len(rows[0]))})"] * len(rows))
-    change = ", ".join(f"{column} = excluded.{column}" for column in changing.split(", "))
-    sql = f"INSERT INTO {table} ({columns}) VALUES {places} ON CONFLICT ({key}) DO UPDATE SET {change}"
+    sql = f"INSERT INTO {table} ({columns}) VALUES {places} {conflict}"
     connection.execute(sql, [value for row in rows for value in row])
 
 
@@ -654,23 +665,12 @@ def _rows(connection: apsw.Connection, sql: str, values: Row = ()) -> list[Row]:
 
 def _rows_where(connection: apsw.Connection, sql: str, keys: Sequence[str]) -> Iterator[Row]:
     """The rows whose last-named column is one of the keys."""
-    for some in _powers(sorted({to_text(key) for key in keys})):
+    for some in runs(sorted({to_text(key) for key in keys})):
         yield from _rows(connection, f"{sql} IN ({_places(len(some))})", tuple(some))
 
 
 def _places(number: int) -> str:
     return ", ".join("?" * number)
-
-
-def _powers[T](rows: Sequence[T]) -> Iterator[Sequence[T]]:
-    """The rows in runs of 64, 32, 16, … 1: seven statements to prepare and keep, instead of one for each number."""
-    start, size = 0, 64
-    while start < len(rows):
-        if size <= len(rows) - start:
-            yield rows[start : start + size]
-            start += size
-        else:
-            size //= 2
 
 
 def _changes(connection: apsw.Connection, after: int) -> tuple[list[Evidence], dict[str, Version]]:
@@ -690,10 +690,10 @@ def _one_record(connection: apsw.Connection, where: str, values: Row) -> Record 
 
 
 def _records(
-    connection: apsw.Connection, task: str, after: int, before: int, limit: int, only: bool, last: bool
+    task: str, after: int, before: int, limit: int, labelled: bool, newest: bool, connection: apsw.Connection
 ) -> list[tuple[int, Record]]:
-    chosen = "AND has_remote" if only else ""
-    order = "DESC" if last else "ASC"
+    chosen = "AND has_remote" if labelled else ""
+    order = "DESC" if newest else "ASC"
     sql = f"SELECT seq, body FROM records WHERE task = ? AND seq > ? AND seq < ? {chosen} ORDER BY seq {order} LIMIT ?"
     return [(seq, read_record(body)) for seq, body in _rows(connection, sql, (task, after, before, max(limit, 0)))]
 
@@ -732,22 +732,22 @@ def _check_version(version: str) -> None:
         raise StoreError(f"SQLite {version} can corrupt a write-ahead log", hint="pip install --upgrade apsw")
 
 
-def _create(path: Path) -> None:
-    """An empty file that only its owner can read, as its log will be. One that is there gets the same mode."""
+def _create(path: Path) -> int:
+    """Make the file if there is none, for its owner alone, as its log will be. The descriptor of the lock beside it."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
         except FileExistsError:
             # Not opened: closing any descriptor of a database drops this process's locks on it.
             if path.stat().st_mode & 0o077:
                 path.chmod(0o600)
-            return
-        folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        return os.open(f"{path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in NO_SPACE:
             raise StoreFull(f"{path}: {error}") from error
@@ -782,7 +782,7 @@ def _translated(error: Exception, path: Path, system_errno: int) -> ApprenticeEr
         case ApprenticeError():
             return error
         case apsw.BusyError() | apsw.LockedError():
-            known: ApprenticeError = StoreBusy(f"{path}: another process held the store for too long")
+            known: ApprenticeError = StoreBusy(f"{path}: another process holds the store")
         case apsw.FullError():
             known = StoreFull(f"{path}: the disk is full")
         case apsw.IOError() if system_errno in NO_SPACE and code not in FSYNC_CODES:

@@ -4,8 +4,8 @@
 async def test_contract(check, tmp_path):
     await check(Case(my_trainer.build(), lambda checkpoint: my_model.build(checkpoint=str(checkpoint.path))), tmp_path)
 
-Each check is given a trainer, how to serve what it makes, and a folder that no other check uses. A broken promise raises
-AssertionError.
+Each check is given a trainer, how to serve what it makes, and a folder that no other check uses. A broken promise
+raises AssertionError.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ async def a_checkpoint_lies_under_the_folder_by_its_id(case: Case, into: Path) -
     before = _bytes(checkpoint)
     assert case.trainer.train(TASK, examples(), into=into, seed=0) == checkpoint
     assert _bytes(checkpoint) == before
-    assert [path.name for path in into.iterdir()] == [checkpoint.id]
+    assert _names(into) == [checkpoint.id]
 
 
 async def a_label_never_seen_is_never_predicted(case: Case, into: Path) -> None:
@@ -117,7 +117,7 @@ async def no_examples_are_a_training_error(case: Case, into: Path) -> None:
     try:
         case.trainer.train(TASK, [], into=into, seed=0)
     except TrainingError:
-        assert not list(into.glob("*"))
+        assert _names(into) == []
         return
     raise AssertionError("it trained on nothing")
 
@@ -128,7 +128,7 @@ async def what_it_cannot_learn_is_refused_before_money_is_spent(case: Case, into
     if case.unlearnable is None:
         return
     for attempt in (
-        lambda task: case.trainer.check(task),
+        case.trainer.check,
         lambda task: case.trainer.train(task, examples(), into=into, seed=0),
     ):
         try:
@@ -162,6 +162,10 @@ async def _kinds(case: Case, checkpoint: Checkpoint, asked: Sequence[dict[str, s
 
 def _weighing(rows: Sequence[Example], weight: float) -> list[Example]:
     return [row.model_copy(update={"weight": weight}) for row in rows]
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
 def _bytes(checkpoint: Checkpoint) -> dict[str, bytes]:
