@@ -67,7 +67,7 @@ class Settings:
     alpha: float = 0.05  # chance that a version is ever certified wrongly; also of the confidence sequence
     levels: tuple[float, ...] = (0.0, 0.05, 0.10, 0.15, 0.20, 0.30, 0.40, 0.50, 0.60, 1.0)
     half_life: float = 60.0  # audits that halve the sampling rate
-    carried: float = 60.0
+    carried: float = 180.0  # audits of its predecessor that a new version is credited with in the sampling law, at most
     alarm_at: float = 500.0  # average audits between two false alarms, at least
     guard_at: float = 30.0  # the same for a tightening
     page_at: float = 100.0  # the same for coaching, emergency and anti-correlation
@@ -230,7 +230,7 @@ def start_version(state: State, settings: Settings, version: str, confidences: S
     state.named = []
     state.audits = 0
     level = settings.levels[state.rung]
-    state.decayed = 0.0 if level >= 1 else min(state.decayed, 180.0 if level <= 0.05 else settings.carried)
+    state.decayed = 0.0 if level >= 1 else min(state.decayed, settings.carried)
     state.recent = [(state.requests, state.at)]
     state.window = []
     _restart(state, settings)
@@ -282,6 +282,8 @@ def observe(state: State, settings: Settings, evidence: Evidence) -> list[Observ
     if elapsed > 0:
         if state.at > 0:
             state.gap += (elapsed - state.gap) / min(state.requests, 200)
+        else:
+            state.recent = [(number, evidence.at) for number, _ in state.recent]  # nobody knew the time before
         state.at = evidence.at
     score = evidence.score
     if score is not None:
@@ -563,13 +565,12 @@ def sampling_rate(
     """
     if level >= 1:
         return 1.0
-    half = half_life
     if decay == "exponential":
-        thinned = floor + (1 - floor) * 2 ** (-audits / half)
+        thinned = floor + (1 - floor) * 2 ** (-audits / half_life)
     elif decay == "linear":
-        thinned = 1 - audits / (6 * half)
+        thinned = 1 - audits / (6 * half_life)
     else:
-        thinned = 2 ** -float(int(audits / half))
+        thinned = 2 ** -float(int(audits / half_life))
     doubt = floor * max(1.0, evidence) ** 2
     return min(max(thinned, doubt, floor), 1.0)
 

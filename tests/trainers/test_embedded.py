@@ -114,7 +114,7 @@ def test_a_string_that_turns_out_to_be_free_text_is_refused_and_nothing_is_writt
     rows = [e.model_copy(update={"target": {**e.target, "reply": f"dear {e.request_id}"}}) for e in examples(240)]
     with pytest.raises(CannotLearn, match="'reply' has 240 different values"):
         plugins.build("trainers", "embedded", encoder="tfidf").train(task, rows, into=tmp_path, seed=0)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("[!.]*")) == []
 
 
 @pytest.mark.parametrize(
@@ -160,3 +160,17 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         keep(tmp_path, "name", {"a": b"1", "no/such/folder": b"2"})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_cycle_reads_the_vectors_of_the_first_and_learns_the_same(tmp_path: Path) -> None:
+    trainer = plugins.build("trainers", "embedded", encoder="tfidf")
+    rows = examples(30)
+    first = trainer.train(TASK, rows, into=tmp_path, seed=0)
+    [kept] = tmp_path.glob(".vectors-*.npy")
+    before = kept.stat().st_ino
+    again = trainer.train(TASK, rows, into=tmp_path, seed=0)
+    assert again.id == first.id
+    assert kept.stat().st_ino == before, "nothing was new, so nothing was written"
+    kept.write_bytes(b"\x93NUMPY damaged")
+    with pytest.raises(TrainingError, match="cannot be read"):
+        trainer.train(TASK, rows, into=tmp_path, seed=0)

@@ -165,7 +165,8 @@ def _weighing(rows: Sequence[Example], weight: float) -> list[Example]:
 
 
 def _names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    """What lies under the folder; files whose name begins with a dot are the trainer's own."""
+    return sorted(path.name for path in folder.glob("[!.]*"))
 
 
 def _bytes(checkpoint: Checkpoint) -> dict[str, bytes]:

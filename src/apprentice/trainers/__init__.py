@@ -43,6 +43,16 @@ def keep(into: Path, name: str, files: Mapping[str, bytes]) -> Path:
     return target
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """The file with this content. Killed at any moment, it leaves the former file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(prefix=".draft-", dir=path.parent, delete=False) as draft:
+        draft.write(content)
+        draft.flush()
+        os.fsync(draft.fileno())
+    Path(draft.name).replace(path)
+
+
 def _holds(folder: Path, files: Mapping[str, bytes]) -> bool:
     return all((folder / name).is_file() and (folder / name).read_bytes() == content for name, content in files.items())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from hashlib import sha256
@@ -10,7 +11,7 @@ from typing import Any
 
 from apprentice import heads, plugins
 from apprentice.errors import ConfigError, MissingExtra, TrainingError
-from apprentice.trainers import keep
+from apprentice.trainers import keep, replace_file
 from apprentice.types import Checkpoint, Encoder, Example, Json, Task, Trainer
 
 try:
@@ -67,10 +68,11 @@ class _Embedded:
         used = [example for example, _ in rows]
         encoder: Encoder = plugins.build("encoders", self._encoder)
         texts = [heads.render(task.input_schema, example.input) for example in used]
+        vectors = _vectors(texts, encoder, into / f".vectors-{encoder.name}.npy")
         with threadpool_limits(1):  # sums in another order would give another id
             student, found = heads.learn(
                 fields,
-                encoder.encode(texts),
+                vectors,
                 [symbols for _, symbols in rows],
                 [example.weight for example in used],
                 _folds(texts, self._folds, seed),
@@ -93,6 +95,34 @@ class _Embedded:
         manifest = json.loads(files["manifest.json"])
         manifest["out_of_fold"] = {request: confidence for request, (confidence, _) in held_out.items()}
         return Checkpoint(id=name, path=keep(into, name, files), manifest=manifest)
+
+
+def _vectors(texts: Sequence[str], encoder: Encoder, kept: Path) -> Any:
+    """A row a text. The rows are kept in a file for the next cycle, because encoding is most of what a cycle costs.
+
+    Raises TrainingError when the file is damaged.
+    """
+    layout = np.dtype([("key", "S64"), ("row", "<f4", (encoder.dimension,))])
+    known = {}
+    if kept.exists():
+        try:
+            found = np.load(kept, allow_pickle=False)
+            if found.dtype != layout or found.ndim != 1:
+                raise ValueError("not vectors of this encoder")
+        except (ValueError, EOFError, OSError) as error:
+            raise TrainingError(f"{kept} cannot be read: {error}", hint="delete it: it only saves time") from error
+        known = dict(zip(found["key"].tolist(), found["row"], strict=True))
+    keys = [sha256(text.encode("utf-8", "replace")).hexdigest().encode() for text in texts]
+    missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
+    if missing:
+        known.update(zip(missing, encoder.encode(list(missing.values())), strict=True))
+        table = np.empty(len(set(keys)), layout)  # of these texts only: what is no longer trained on is forgotten here
+        table["key"] = list(dict.fromkeys(keys))
+        table["row"] = [known[key] for key in dict.fromkeys(keys)]
+        written = io.BytesIO()
+        np.save(written, table, allow_pickle=False)
+        replace_file(kept, written.getvalue())
+    return np.stack([known[key] for key in keys])
 
 
 def _content(example: Example) -> str:

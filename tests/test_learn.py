@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from apprentice import plugins
+from apprentice.config import Config
+from apprentice.errors import StoreError, TrainingError
+from apprentice.learn import due, learn, select
+from apprentice.promotion import fingerprint, held_out
+from apprentice.types import Answer, Decision, Record, Store
+
+from .conftest import right, texts
+
+Configured = Callable[..., Config]
+
+
+def answered(number: int, text: str, kind: str | None) -> Record:
+    """A request that the remote answered; without a kind, one whose answer was of no use."""
+    return Record(
+        request_id=f"r{number}",
+        task="sort",
+        at=float(number),
+        input={"text": text},
+        decision=Decision(route="remote", reason="no_local_model", p=0.0),
+        remote=Answer(output=None if kind is None else {"kind": kind}, model="gpt"),
+        served=None if kind is None else "remote",
+    )
+
+
+async def filled(config: Config, n: int) -> Store:
+    store: Store = plugins.build("stores", "sqlite", path=config.store.path)
+    await asyncio.gather(*(store.append(answered(i, text, right(text))) for i, text in enumerate(texts(n))))
+    return store
+
+
+def test_the_newest_answer_to_an_input_counts_and_one_input_in_ten_is_held_out() -> None:
+    records = [(i, answered(i, text, right(text))) for i, text in enumerate(texts(400))]
+    records += [(400, answered(400, "a pear", "tool")), (401, answered(401, "A  PEAR", "fruit"))]
+    records += [(402, answered(402, "an otter", None))]
+    found = select(records)
+    assert found.labels == 402
+    rows = [*found.training, *found.held_out]
+    assert len(rows) == 401
+    assert [row.target for row in rows if "pear" in row.input["text"].lower() and row.request_id == "r401"]
+    assert not [row for row in rows if row.request_id in ("r400", "r402")]
+    assert all(held_out(fingerprint(row.input)) for row in found.held_out)
+    assert not any(held_out(fingerprint(row.input)) for row in found.training)
+
+
+async def test_a_cycle_makes_a_champion_with_its_history_and_the_next_is_not_due(configured: Configured) -> None:
+    config = configured()
+    store = await filled(config, 80)
+    try:
+        version = await learn(config, "sort", store, clock=lambda: 5.0, owner="a")
+        assert version is not None
+        assert (version.id, version.state, version.metrics["labels"]) == ("v1", "champion", 80)
+        assert version.trained_on == len(select(await store.records("sort")).training)
+        assert len(version.metrics["confidences"]) == 80
+        assert [event.name for event in await store.events("sort")] == ["PROMOTED"]
+        assert not await due(config, config.task("sort"), store)
+        assert await learn(config, "sort", store, clock=lambda: 6.0, owner="a") is None
+        again = await learn(config, "sort", store, clock=lambda: 6.0, owner="a", force=True)
+        assert again is not None and again.checkpoint == version.checkpoint  # the same rows make the same weights
+    finally:
+        await store.close()
+
+
+async def test_a_candidate_that_is_worse_is_rejected_and_the_champion_stays(configured: Configured) -> None:
+    config = configured()
+    store = await filled(config, 300)
+    try:
+        first = await learn(config, "sort", store, clock=lambda: 1.0, owner="a")
+        assert first is not None
+        # From now on the remote answers nonsense for what is trained on, and sense for what is held out.
+        kinds = ["tool", "fruit", "animal"]
+        for number, text in enumerate(texts(600, seed=9)):
+            sound = held_out(fingerprint({"text": text}))
+            kind = right(text) if sound else kinds[number % 3]
+            await store.append(answered(1000 + number, text, kind))
+        second = await learn(config, "sort", store, clock=lambda: 2.0, owner="a", force=True)
+        assert second is not None and second.state == "rejected"
+        assert "worse than the champion" in second.metrics["reason"]
+        assert [v.state for v in await store.versions("sort")] == ["champion", "rejected"]
+    finally:
+        await store.close()
+
+
+async def test_the_next_worker_waits_for_the_lease_of_one_that_died(configured: Configured) -> None:
+    config = configured()
+    store = await filled(config, 60)
+    try:
+        now = 100.0
+        assert await store.acquire("learn/sort", "a worker that died", now, 20.0) is not None
+        cycle = asyncio.create_task(learn(config, "sort", store, clock=lambda: now, owner="b"))
+        done, _ = await asyncio.wait([cycle], timeout=1.2)
+        assert not done
+        now = 121.0
+        version = await cycle
+        assert version is not None and version.state == "champion"
+    finally:
+        await store.close()
+
+
+async def test_a_worker_that_lost_its_lease_promotes_nothing(configured: Configured) -> None:
+    config = configured()
+    store = await filled(config, 60)
+    try:
+        version = await learn(config, "sort", store, clock=lambda: 1.0, owner="a")
+        assert version is not None
+        old = await store.acquire("learn/sort", "a", 2.0, 1.0)
+        new = await store.acquire("learn/sort", "b", 10.0, 20.0)
+        assert old is not None and new is not None
+        with pytest.raises(StoreError):
+            await store.promote("sort", version.id, 11.0, lease=old)
+    finally:
+        await store.close()
+
+
+async def test_nothing_to_learn_from_is_an_error_that_says_so(configured: Configured) -> None:
+    config = configured()
+    store = await filled(config, 0)
+    try:
+        with pytest.raises(TrainingError, match="no recorded answer"):
+            await learn(config, "sort", store, clock=lambda: 1.0, owner="a", force=True)
+        silent = config.model_copy(update={"local": config.local.model_copy(update={"fine_tune_backend": None})})
+        await store.append(answered(1, "a pear", "fruit"))
+        await store.append(answered(2, "a plum", "fruit"))
+        with pytest.raises(TrainingError, match="nothing is configured") as caught:
+            await learn(silent, "sort", store, clock=lambda: 1.0, owner="a", force=True)
+        assert caught.value.hint
+    finally:
+        await store.close()
