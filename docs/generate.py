@@ -1,7 +1,7 @@
 """Writes docs/reference/ from the code: the command line, the configuration, the errors, the plugins and their settings.
 
-    python docs/generate.py            write
-    python docs/generate.py --check    fail if what is there is not what would be written
+python docs/generate.py            write
+python docs/generate.py --check    fail if what is there is not what would be written
 """
 
 from __future__ import annotations
@@ -40,12 +40,24 @@ def _help(command: argparse.ArgumentParser) -> str:
 def configuration() -> str:
     schema = config.json_schema()
     lines = ["# Configuration\n", inspect.cleandoc(config.__doc__ or ""), ""]
-    sections = {"apprentice.yaml": schema} | {name: part for name, part in schema["$defs"].items() if "properties" in part}
+    sections = {"apprentice.yaml": schema} | {
+        name: part for name, part in schema["$defs"].items() if "properties" in part
+    }
     for name, part in sections.items():
-        lines += [f"\n## {name}\n", part.get("description", ""), "", "| key | type | default | meaning |", "|---|---|---|---|"]
+        lines += [
+            f"\n## {name}\n",
+            part.get("description", ""),
+            "",
+            "| key | type | default | meaning |",
+            "|---|---|---|---|",
+        ]
         for key, field in part["properties"].items():
-            default = json.dumps(field["default"]) if "default" in field else ("" if key in part.get("required", []) else "–")
-            lines.append(f"| `{key}` | {_type(field)} | {_code(default)} | {field.get('description', '').replace(chr(10), ' ')} |")
+            default = (
+                json.dumps(field["default"]) if "default" in field else ("" if key in part.get("required", []) else "–")
+            )
+            lines.append(
+                f"| `{key}` | {_type(field)} | {_code(default)} | {field.get('description', '').replace(chr(10), ' ')} |"
+            )
     return "\n".join(lines)
 
 
@@ -67,7 +79,15 @@ def _code(text: str) -> str:
 
 
 def every_error() -> str:
-    lines = ["# Errors\n", "```text", *_tree(errors.ApprenticeError, 0), "```", "", "| error | retryable | meaning | hint |", "|---|---|---|---|"]
+    lines = [
+        "# Errors\n",
+        "```text",
+        *_tree(errors.ApprenticeError, 0),
+        "```",
+        "",
+        "| error | retryable | meaning | hint |",
+        "|---|---|---|---|",
+    ]
     for kind in _kinds(errors.ApprenticeError):
         meaning = (inspect.getdoc(kind) or "").splitlines()[0]
         lines.append(f"| `{kind.__name__}` | {'yes' if kind.retryable else 'no'} | {meaning} | {kind.hint or ''} |")
@@ -75,11 +95,16 @@ def every_error() -> str:
 
 
 def _kinds(kind: type[errors.ApprenticeError]) -> list[type[errors.ApprenticeError]]:
-    return [kind, *(inner for sub in kind.__subclasses__() if sub.__module__ == errors.__name__ for inner in _kinds(sub))]
+    return [
+        kind,
+        *(inner for sub in kind.__subclasses__() if sub.__module__ == errors.__name__ for inner in _kinds(sub)),
+    ]
 
 
 def _tree(kind: type[errors.ApprenticeError], depth: int) -> list[str]:
-    below = [line for sub in kind.__subclasses__() if sub.__module__ == errors.__name__ for line in _tree(sub, depth + 1)]
+    below = [
+        line for sub in kind.__subclasses__() if sub.__module__ == errors.__name__ for line in _tree(sub, depth + 1)
+    ]
     return ["    " * depth + kind.__name__, *below]
 
 
@@ -90,16 +115,42 @@ def every_plugin() -> str:
         for name in plugins.names(kind):
             module = plugins.find(kind, name)
             summary = (inspect.getdoc(module) or "").split("\n\n")[0].replace("\n", " ")
-            lines += [f"### {name}\n", summary, "", "```python", f"build{inspect.signature(module.build)}", "```", "", inspect.getdoc(module.build) or "", ""]
+            lines += [
+                f"### {name}\n",
+                summary,
+                "",
+                "```python",
+                f"build{inspect.signature(module.build)}",
+                "```",
+                "",
+                inspect.getdoc(module.build) or "",
+                "",
+            ]
     return "\n".join(lines)
 
 
 def api() -> str:
-    lines = ["# Apprentice\n", "```python", f"Apprentice{inspect.signature(Apprentice)}", "```", "", inspect.getdoc(Apprentice) or "", ""]
+    lines = [
+        "# Apprentice\n",
+        "```python",
+        f"Apprentice{inspect.signature(Apprentice)}",
+        "```",
+        "",
+        inspect.getdoc(Apprentice) or "",
+        "",
+    ]
     for name, member in vars(Apprentice).items():
         if inspect.isfunction(member) and not name.startswith("_"):
             kind = "async " if inspect.iscoroutinefunction(member) else ""
-            lines += [f"## {name}\n", "```python", f"{kind}{name}{inspect.signature(member)}", "```", "", inspect.getdoc(member) or "", ""]
+            lines += [
+                f"## {name}\n",
+                "```python",
+                f"{kind}{name}{inspect.signature(member)}",
+                "```",
+                "",
+                inspect.getdoc(member) or "",
+                "",
+            ]
     return "\n".join(lines)
 
 

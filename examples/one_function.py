@@ -4,9 +4,12 @@ The remote here is a server on this machine that answers by rule, so that the ex
 `base_url` and `allow_internal` and name your key in `api_key_env`.
 """
 
+from __future__ import annotations
+
 import asyncio
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from apprentice import Apprentice
 from apprentice.testing.servers import asked, serve_openai
@@ -26,7 +29,7 @@ local: {backend: embedded, fine_tune_batch_size: 200}
 SYMPTOMS = ["the server is on fire", "the database is down", "a typo on the page", "the colour of a button"]
 
 
-def remote(body: dict) -> dict:
+def remote(body: dict[str, Any]) -> dict[str, Any]:
     """What the expensive model would say."""
     text = asked(body)["text"]
     return {"urgency": "high" if "fire" in text or "down" in text else "low"}
@@ -40,7 +43,7 @@ async def main() -> None:
             async with Apprentice(path, seed=1) as app:
 
                 @app.task("urgency")
-                async def urgency(text: str):
+                async def urgency(text: str) -> Any:
                     """The arguments are the task's input; the body is never run."""
 
                 for number in range(150):

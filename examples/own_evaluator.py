@@ -1,8 +1,11 @@
 """An extraction task with several fields, and an evaluator of one's own that forgives a small error in the amount."""
 
+from __future__ import annotations
+
 import asyncio
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from apprentice import Apprentice
 from apprentice.testing.servers import asked, serve_openai
@@ -20,14 +23,14 @@ budget: {daily: 1.00}
 """
 
 
-def close_enough(answer: dict, reference: dict) -> float:
+def close_enough(answer: dict[str, Any], reference: dict[str, Any]) -> float:
     """1 for the same currency and an amount within one per cent, 0.5 for the currency alone."""
     if answer["currency"] != reference["currency"]:
         return 0.0
     return 1.0 if abs(answer["amount"] - reference["amount"]) <= 0.01 * abs(reference["amount"]) else 0.5
 
 
-def remote(body: dict) -> dict:
+def remote(body: dict[str, Any]) -> dict[str, Any]:
     """What the expensive model would say."""
     amount, currency = asked(body)["line"].split()[-2:]
     return {"currency": currency, "amount": float(amount)}

@@ -67,7 +67,7 @@ def test_init_writes_a_file_that_check_accepts(run: Run, tmp_path: Path) -> None
         "init", "--task", "mail", "--description", "Sort mail", "--input", "{text: str}", "--output", "{label: [a, b]}"
     )
     assert code == 0 and "apprentice.yaml" in out
-    code, out, err = run("check", "--json")
+    code, out, _ = run("check", "--json")
     assert code == 0
     assert json.loads(out)["tasks"] == ["mail"]
     assert run("check")[0] == 0

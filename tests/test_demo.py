@@ -27,7 +27,9 @@ async def played(rows: list[demo.Row], folder: Path) -> list[Record]:
 
 def trace(records: list[Record]) -> list[object]:
     """Everything that depends on what was learned."""
-    return [(r.decision, r.version, r.local and (r.local.output, r.local.confidence), r.served, r.cost) for r in records]
+    return [
+        (r.decision, r.version, r.local and (r.local.output, r.local.confidence), r.served, r.cost) for r in records
+    ]
 
 
 async def test_nothing_looks_at_gold_labels_or_at_answers_that_were_not_paid_for(tmp_path: Path) -> None:
@@ -35,7 +37,7 @@ async def test_nothing_looks_at_gold_labels_or_at_answers_that_were_not_paid_for
     rows = demo.recording("banking77", None)[:REQUESTS]
     first = await played(rows, tmp_path / "first")
     paid = [record.remote is not None for record in first]
-    assert 0 < sum(not was for was in paid), "no request was answered without the remote: the test would show nothing"
+    assert sum(not was for was in paid) > 0, "no request was answered without the remote: the test would show nothing"
     poisoned = [
         row._replace(gold="poison", teacher=row.teacher if was else "poison")
         for row, was in zip(rows, paid, strict=True)

@@ -281,7 +281,9 @@ async def test_what_is_missing_to_serve_fails_before_the_first_request(
         async with Apprentice(configured(local={"backend": "nowhere"})):
             pass
     with pytest.raises(ConfigError, match=r"tasks\[0\].*kind") as unlearnable:
-        text = YAML.replace("{kind: [fruit, animal, tool]}", "{kind: str}").replace("exact_match", "semantic_similarity")
+        text = YAML.replace("{kind: [fruit, animal, tool]}", "{kind: str}").replace(
+            "exact_match", "semantic_similarity"
+        )
         async with Apprentice(configured(text=text)):
             pass
     assert unlearnable.value.hint

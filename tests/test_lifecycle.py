@@ -48,7 +48,9 @@ async def test_the_phases_follow_each_other_by_themselves_and_the_remote_is_with
     assert phases == ["cold_start", "reinforcement", "steady"]
     assert all(result.source == "remote" for result in results if result.decision.phase != "steady")
     assert sum(result.source == "local" for result in results[-200:]) > 100
-    assert sum(r.output["kind"] == right(text) for r, text in zip(results, questions, strict=True)) >= 0.8 * len(questions)
+    assert sum(r.output["kind"] == right(text) for r, text in zip(results, questions, strict=True)) >= 0.8 * len(
+        questions
+    )
     assert all(0.05 <= r.decision.p <= 1 for r in results if r.decision.phase == "steady")
     assert paid == sum(result.cost > 0 for result in results)
 
@@ -65,9 +67,8 @@ async def test_the_phases_follow_each_other_by_themselves_and_the_remote_is_with
     assert told.saved > 0
     assert sum(point.last - point.first + 1 for point in told.trajectory) == len(records) == len(questions)
 
-    async with serve_openai(honest) as server:
-        async with Apprentice(configured(server.url), seed=1) as app:
-            assert await app.confidence("sort") == alive  # and so does a restart
+    async with Apprentice(configured(), seed=1) as app:
+        assert await app.confidence("sort") == alive  # and so does a restart
 
 
 async def test_two_processes_on_one_store_agree(configured: Configured) -> None:
@@ -208,5 +209,3 @@ async def test_a_student_that_got_worse_is_withdrawn(steady: Config) -> None:
     finally:
         await store.close()
     assert named & {"ALARM", "EMERGENCY"}
-
-

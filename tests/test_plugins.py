@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from apprentice.errors import ConfigError
 
 
 @pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A package as pip would leave it: a module, and metadata that names it as a plugin, twice."""
     (tmp_path / "their_evaluators.py").write_text(
         "async def _one(answer, reference):\n    return 1.0\n\n\n"
@@ -20,7 +21,8 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[apprentice.evaluators]\ntheirs = their_evaluators\nexact_match = their_evaluators\nbroken = their_evaluators:build\n"
+        "[apprentice.evaluators]\ntheirs = their_evaluators\nexact_match = their_evaluators\n"
+        "broken = their_evaluators:build\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     yield "theirs"

@@ -1,4 +1,4 @@
-"""The house keeps its shape: plugin files are reached by name only, modules and functions stay small, names say something."""
+"""The house keeps its shape: plugins are reached by name only, modules and functions stay small, names say something."""
 
 from __future__ import annotations
 
@@ -18,7 +18,19 @@ PLUGINS = {
     for path in MODULES
     if path.parent.name in PLUGIN_FOLDERS and path.stem != "__init__"
 }
-SAY_NOTHING = {"util", "utils", "helper", "helpers", "manager", "common", "base", "misc", "service", "handler", "handlers"}
+SAY_NOTHING = {
+    "util",
+    "utils",
+    "helper",
+    "helpers",
+    "manager",
+    "common",
+    "base",
+    "misc",
+    "service",
+    "handler",
+    "handlers",
+}
 
 
 def imported(path: Path) -> set[str]:
@@ -47,7 +59,9 @@ def test_modules_and_functions_stay_small_and_names_say_something(path: Path) ->
     assert path.stem not in SAY_NOTHING
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
-            inner = [n for n in ast.walk(node) if n is not node and isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+            inner = [
+                n for n in ast.walk(node) if n is not node and isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)
+            ]
             within = sum((n.end_lineno or n.lineno) - n.lineno + 1 for n in inner)
             assert node.end_lineno - node.lineno + 1 - within <= 60, f"{node.name} is long"
 
@@ -71,6 +85,8 @@ def test_importing_apprentice_imports_no_optional_package() -> None:
     import subprocess
     import sys
 
-    code = "import sys, apprentice; print([m for m in ('numpy','sklearn','onnxruntime','jsonschema') if m in sys.modules])"
+    code = (
+        "import sys, apprentice; print([m for m in ('numpy','sklearn','onnxruntime','jsonschema') if m in sys.modules])"
+    )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.strip() == "[]"

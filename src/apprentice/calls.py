@@ -121,8 +121,8 @@ class Calls:
     ) -> Answer:
         """The first valid answer of the remotes in order; `attempts` receives one row for each call that was made.
 
-        `deadline` is a moment on the event loop's clock. Raises BudgetError before anything is sent when the caps leave no room,
-        ModelError of the last remote when none gave a usable answer, DeadlineExceeded when time ran out.
+        `deadline` is a moment on the event loop's clock. Raises BudgetError before anything is sent when the caps leave
+        no room, ModelError of the last remote when none gave a usable answer, DeadlineExceeded when time ran out.
         """
         failure: ModelError | None = None
         for provider in self.providers:
@@ -171,7 +171,9 @@ class Calls:
                 task=task.name,
                 purpose=purpose,
                 model=provider.name,
-                worst=budget.worst_case(provider.price, model.request_bytes(task.task, input), provider.remote.max_tokens),
+                worst=budget.worst_case(
+                    provider.price, model.request_bytes(task.task, input), provider.remote.max_tokens
+                ),
                 windows=budget.windows(task.name, now, self._zone),
                 at=now,
             )

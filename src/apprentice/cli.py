@@ -57,23 +57,34 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], about: str, example: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], about: str, example: str
+    ) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=about, description=about, epilog=f"example: {example}")
         made.set_defaults(command=run)
         made.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
         return made
 
     def configured(made: argparse.ArgumentParser) -> None:
-        made.add_argument("--config", type=Path, default=Path("apprentice.yaml"), metavar="FILE", help="default: %(default)s")
+        made.add_argument(
+            "--config", type=Path, default=Path("apprentice.yaml"), metavar="FILE", help="default: %(default)s"
+        )
 
-    made = command("demo", _demo, "Play the whole lifecycle on recorded answers of GPT-4.", "apprentice demo --requests 1000")
+    made = command(
+        "demo", _demo, "Play the whole lifecycle on recorded answers of GPT-4.", "apprentice demo --requests 1000"
+    )
     made.add_argument("--task", default="banking77", help="which recording; default: %(default)s")
     made.add_argument("--requests", type=_positive, metavar="N", help="only the first N requests")
     made.add_argument("--seed", type=int, default=0, help="of the sampling; default: %(default)s")
     made.add_argument("--data-dir", type=Path, metavar="DIR", help="take TASK.jsonl.gz from this folder")
     made.add_argument("--keep", type=Path, metavar="DIR", help="keep the store and the models in this folder")
 
-    made = command("init", _init, "Write a commented apprentice.yaml for a new task; asks for what no flag says.", "apprentice init --task route_mail")
+    made = command(
+        "init",
+        _init,
+        "Write a commented apprentice.yaml for a new task; asks for what no flag says.",
+        "apprentice init --task route_mail",
+    )
     made.add_argument("--file", type=Path, default=Path("apprentice.yaml"), help="default: %(default)s")
     made.add_argument("--task", metavar="NAME", help="asked for when left out")
     made.add_argument("--description", help="one sentence")
@@ -82,13 +93,19 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--provider", help="of the remote: anthropic, openai, …")
     made.add_argument("--model", help="as the provider names it")
 
-    made = command("check", _check, "Check a configuration without spending anything.", "apprentice check --config FILE")
+    made = command(
+        "check", _check, "Check a configuration without spending anything.", "apprentice check --config FILE"
+    )
     configured(made)
 
-    command("schema", _schema, "Print the JSON Schema of apprentice.yaml, for editors.", "apprentice schema > schema.json")
+    command(
+        "schema", _schema, "Print the JSON Schema of apprentice.yaml, for editors.", "apprentice schema > schema.json"
+    )
 
     made = command(
-        "run", _run, "Answer one request, or JSON lines from standard input.",
+        "run",
+        _run,
+        "Answer one request, or JSON lines from standard input.",
         """apprentice run classify --input '{"text": "where is my card?"}'""",
     )
     made.add_argument("task")
@@ -105,7 +122,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("task")
     configured(made)
     made = command("worker", _worker, "Run teaching cycles as they become due, until stopped.", "apprentice worker")
-    made.add_argument("--every", type=float, default=60.0, metavar="SECONDS", help="between two looks; default: %(default)s")
+    made.add_argument(
+        "--every", type=float, default=60.0, metavar="SECONDS", help="between two looks; default: %(default)s"
+    )
     configured(made)
     return top
 
@@ -251,7 +270,9 @@ def _status_text(task: TaskStatus) -> str:
         f"  agreement   {_agreement_text(task)}",
         f"  sampling    {now.sampling_rate:.1%} of requests are audited, the least sure {now.level:.0%} go to the remote",
     ]
-    lines += [f"  spend       {_spend_text(window)}" for window in task.spend if window.limit is not None or window.spent]
+    lines += [
+        f"  spend       {_spend_text(window)}" for window in task.spend if window.limit is not None or window.spent
+    ]
     lines += [f"  {_when(event.at)}  {event.name}: {event.message}" for event in task.events[:5]]
     return "\n".join(lines)
 
@@ -310,7 +331,9 @@ def _promise(config: Config, task: str) -> str:
 def _with_store[T](parsed: argparse.Namespace, read: Callable[[Config, Store], Awaitable[T]]) -> T:
     config = configuration.load(parsed.config)
     if not Path(config.store.path).exists() and config.store.backend == "sqlite":
-        raise ConfigError(f"there is no store at {config.store.path} yet", hint="answer a request first: apprentice run")
+        raise ConfigError(
+            f"there is no store at {config.store.path} yet", hint="answer a request first: apprentice run"
+        )
 
     async def opened() -> T:
         store: Store = plugins.build("stores", config.store.backend, path=config.store.path)

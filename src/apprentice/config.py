@@ -376,7 +376,9 @@ class TaskConfig(_Section):
         compared = settings.get("match_fields") or settings.get("fields") or settings.get("field")
         if compared and isinstance(marked.get("properties"), dict):
             names = {path.split(".")[0] for path in ([compared] if isinstance(compared, str) else compared)}
-            ignored = {name: field | {"x-compared": False} for name, field in marked["properties"].items() if name not in names}
+            ignored = {
+                name: field | {"x-compared": False} for name, field in marked["properties"].items() if name not in names
+            }
             marked = marked | {"properties": marked["properties"] | ignored}
         return self.task.model_copy(update={"output_schema": marked})
 

@@ -91,9 +91,9 @@ def recording(task: str, folder: Path | None) -> list[Row]:
 
 
 def _rows(path: Path) -> list[Row]:
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as lines:
-        raw = [json.loads(line) for line in lines]
+    packed = path.read_bytes()
+    text = (gzip.decompress(packed) if path.suffix == ".gz" else packed).decode("utf-8")
+    raw = [json.loads(line) for line in text.splitlines() if line.strip()]
     kept = [row for row in raw if isinstance(row.get("text"), str) and isinstance(row.get("teacher"), str)]
     if not kept:
         raise ConfigError(f"{path}: no row has `text` and a recorded answer `teacher` that is a text")
@@ -174,7 +174,9 @@ async def summarise(task: str, rows: Sequence[Row], config: Config, wall: float)
     ), told
 
 
-async def demo(task: str, *, requests: int | None, seed: int, data: Path | None, keep: Path | None, out: TextIO | None) -> Summary:
+async def demo(
+    task: str, *, requests: int | None, seed: int, data: Path | None, keep: Path | None, out: TextIO | None
+) -> Summary:
     """Play a recording and return the summary; with `out`, show a live view and a closing screen on it.
 
     `keep` is a folder that keeps the store and the models; without it they are gone afterwards. Raises ConfigError.
@@ -187,7 +189,9 @@ async def demo(task: str, *, requests: int | None, seed: int, data: Path | None,
         if (folder / "apprentice.db").exists():
             raise ConfigError(f"{folder} holds the store of an earlier demo", hint="name another folder with --keep")
         started = time.perf_counter()
-        config = await play(task, rows, seed=seed, folder=folder, view=None if out is None else View(task, len(rows), out))
+        config = await play(
+            task, rows, seed=seed, folder=folder, view=None if out is None else View(task, len(rows), out)
+        )
         summary, told = await summarise(task, rows, config, time.perf_counter() - started)
     if out is not None:
         print(closing(summary, told), file=out)
@@ -243,9 +247,12 @@ def closing(summary: Summary, told: TaskReport) -> str:
     plot = _plot([point.remote_share for point in told.trajectory])
     saved = 1 - summary.spend_usd / summary.all_remote_usd if summary.all_remote_usd else 0.0
     phases = ", ".join(f"{start.phase} from request {start.from_request}" for start in summary.phases)
+    last = summary.remote_share_last_quarter
     accuracy = []
     if summary.served_accuracy is not None and summary.remote_accuracy is not None:
-        accuracy = [f"served right     {summary.served_accuracy:.1%}  (the remote alone: {summary.remote_accuracy:.1%})"]
+        accuracy = [
+            f"served right     {summary.served_accuracy:.1%}  (the remote alone: {summary.remote_accuracy:.1%})"
+        ]
     return "\n".join(
         [
             "",
@@ -254,7 +261,7 @@ def closing(summary: Summary, told: TaskReport) -> str:
             "asked the remote, share of requests over time",
             *plot,
             "",
-            f"remote calls     {summary.remote_calls:,} ({summary.remote_share:.1%}; last quarter {summary.remote_share_last_quarter:.1%})",
+            f"remote calls     {summary.remote_calls:,} ({summary.remote_share:.1%}; last quarter {last:.1%})",
             f"spent            ${summary.spend_usd:.2f} instead of ${summary.all_remote_usd:.2f} (saved {saved:.0%})",
             f"served agreement {summary.served_agreement:.1%}  (with the remote; agreement is not accuracy)",
             *accuracy,

@@ -19,7 +19,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -60,7 +60,6 @@ from apprentice.types import (
     Version,
 )
 
-
 _SNAPSHOT_EVERY = 500  # Records between two snapshots of a live state
 
 
@@ -96,7 +95,11 @@ class Apprentice:
     """
 
     def __init__(
-        self, config: Config | str | os.PathLike[str], *, seed: int | None = None, clock: Callable[[], Seconds] = time.time
+        self,
+        config: Config | str | os.PathLike[str],
+        *,
+        seed: int | None = None,
+        clock: Callable[[], Seconds] = time.time,
     ) -> None:
         self.config = config if isinstance(config, Config) else load(Path(config))
         self._clock = clock
@@ -259,7 +262,9 @@ class Apprentice:
             self._opened = True
 
     async def _restore(self, task: TaskConfig, evaluator: Evaluator) -> _Live:
-        live = _Live(task, confidence.settings(task.confidence_thresholds, task.sampling or self.config.sampling), evaluator)
+        live = _Live(
+            task, confidence.settings(task.confidence_thresholds, task.sampling or self.config.sampling), evaluator
+        )
         if (saved := await self._store.load_state(task.name)) is not None:
             live.seq, text = saved
             live.state = confidence.State.from_json(text)
@@ -661,35 +666,40 @@ def _result_again(record: Record, input: Json) -> Result:
 
 
 async def _worker(config: Config, task: str) -> tuple[int, str]:
-    """One teaching cycle in a process of its own: its exit code and the end of what it said.
+    """One teaching cycle in a process of its own: its exit code and what it said.
 
-    The process is in a session of its own and outlives this one, so that a short-lived caller teaches, too. It gets the
-    configuration on its standard input, and none of the providers' keys.
+    The process is in a session of its own and outlives this one, so that a short-lived caller teaches, too.
     """
     loop = asyncio.get_running_loop()
-    ended: asyncio.Future[int] = loop.create_future()
-    remotes = [config.remote, *config.remote.additional_providers, *config.teachers]
-    keys = {remote.api_key_env for remote in remotes}
-    environment = {name: value for name, value in os.environ.items() if name not in keys}
+    ended: asyncio.Future[tuple[int, str]] = loop.create_future()
+
+    def attend() -> None:
+        try:
+            outcome = _teach_in_a_process(config, task)
+        except OSError as error:
+            outcome = 127, f"the worker could not be started: {error}"
+        # The loop may be gone by now: then nobody waits for the outcome either.
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(lambda: None if ended.done() else ended.set_result(outcome))
+
+    # A daemon thread, because the interpreter joins the threads of an executor when it exits.
+    threading.Thread(target=attend, name=f"learn-{task}", daemon=True).start()
+    return await ended
+
+
+def _teach_in_a_process(config: Config, task: str) -> tuple[int, str]:
+    """Run the worker to its end. It gets the configuration on its standard input, and none of the providers' keys."""
     log = (config.task(task).local or config.local).model_dir / task / "learn.log"
+    keys = {remote.api_key_env for remote in [config.remote, *config.remote.additional_providers, *config.teachers]}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as said:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module, and the name of a configured task
             [sys.executable, "-m", "apprentice.worker", "--once", task],
             stdin=subprocess.PIPE,
             stdout=said,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env={name: value for name, value in os.environ.items() if name not in keys},
             start_new_session=True,
         )
-
-    def attend() -> None:
-        process.communicate(config.model_dump_json().encode())
-        # The loop may be gone by now: then nobody waits for the code either.
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(lambda: None if ended.done() else ended.set_result(process.returncode))
-
-    # A daemon thread, because the interpreter joins the threads of an executor when it exits.
-    threading.Thread(target=attend, name=f"learn-{task}", daemon=True).start()
-    code = await ended
-    return code, log.read_text(errors="replace")
+    process.communicate(config.model_dump_json().encode())
+    return process.returncode, log.read_text(errors="replace")

@@ -517,7 +517,7 @@ def _ridge(vectors: Vectors, target: Any, weights: Any) -> tuple[Linear, Any]:
         loss = float(share @ errors**2)
         if best is None or loss < best[0]:
             best = (loss, slope, errors)
-    assert best is not None  # noqa: S101  (three strengths were tried)
+    assert best is not None
     _, slope, errors = best
     bias = np.array([mean - middle @ slope], np.float32)
     return Linear(slope.astype(np.float32)[:, None], bias), errors

@@ -14,11 +14,24 @@ from typing import NamedTuple
 from apprentice import decide, plugins, promotion
 from apprentice.config import Config, TaskConfig
 from apprentice.errors import TrainingError
-from apprentice.types import Answer, Checkpoint, Event, Example, Json, Lease, Model, Record, Seconds, Store, Version
+from apprentice.types import (
+    Answer,
+    Checkpoint,
+    Event,
+    Example,
+    Json,
+    Lease,
+    ManyModel,
+    Model,
+    Record,
+    Seconds,
+    Store,
+    Version,
+)
 
 _LEASE: Seconds = 20.0  # renewed every fourth of it; a worker that dies is replaced after this long
 _LOOK: Seconds = 0.5  # between two looks whether somebody else's lease has ended
-_RECENT = 500  # inputs on which the candidate's confidence is looked at, to fix its deferral thresholds
+_RECENT = 300  # inputs on which the candidate's confidence is looked at, to fix its deferral thresholds
 
 
 class Selection(NamedTuple):
@@ -117,11 +130,11 @@ async def examine(
     evaluate = plugins.build("evaluators", name, **settings)
 
     async def scores(model: Model) -> list[float]:
-        found = []
-        for example in selection.held_out:
-            answer = await _answer(task, model, example.input)
-            found.append((await evaluate(answer.output, example.target)).value if answer.output is not None else 0.0)
-        return found
+        answers = await _answers(task, model, [example.input for example in selection.held_out])
+        return [
+            (await evaluate(answer.output, example.target)).value if answer.output is not None else 0.0
+            for answer, example in zip(answers, selection.held_out, strict=True)
+        ]
 
     candidate = _model(config, task, str(checkpoint.path))
     champions = [version for version in await store.versions(task.name) if version.state == "champion"]
@@ -180,11 +193,10 @@ async def promote(
 
 
 @asynccontextmanager
-async def _teaching(
-    store: Store, task_name: str, owner: str, clock: Callable[[], Seconds]
-) -> AsyncIterator[Lease]:
+async def _teaching(store: Store, task_name: str, owner: str, clock: Callable[[], Seconds]) -> AsyncIterator[Lease]:
     """Hold the right to teach a task. Losing it (a suspended machine, say) cancels the cycle."""
-    while (lease := await store.acquire(f"learn/{task_name}", owner, clock(), _LEASE)) is None:
+    name = f"learn/{task_name}"
+    while (lease := await store.acquire(name, owner, clock(), _LEASE)) is None:  # noqa: ASYNC110 - nobody tells us
         await asyncio.sleep(_LOOK)
     cycle = asyncio.current_task()
 
@@ -203,29 +215,23 @@ async def _teaching(
         await store.release(lease)
 
 
-async def _confidences(
-    task: TaskConfig, candidate: Model, recent: list[Record], checkpoint: Checkpoint
-) -> list[float]:
+async def _confidences(task: TaskConfig, candidate: Model, recent: list[Record], checkpoint: Checkpoint) -> list[float]:
     """The candidate's confidence on recent inputs, sorted: what it would have said had it not learned from them.
 
     A model is surer of what it was trained on, so the trainer's out-of-fold confidence is taken for those rows where there
     is one; thresholds fixed on the inflated values would defer too much.
     """
     out_of_fold: dict[str, Json] = checkpoint.manifest.get("out_of_fold", {})
-    found = []
-    for record in recent:
-        if record.request_id in out_of_fold:
-            found.append(float(out_of_fold[record.request_id]))
-        else:
-            answer = await _answer(task, candidate, record.input)
-            found.append(answer.confidence or 0.0)
+    unseen = [record.input for record in recent if record.request_id not in out_of_fold]
+    found = [float(out_of_fold[record.request_id]) for record in recent if record.request_id in out_of_fold]
+    found += [answer.confidence or 0.0 for answer in await _answers(task, candidate, unseen)]
     return sorted(round(value, 6) for value in found)
 
 
-async def _answer(task: TaskConfig, model: Model, input: Json) -> Answer:
-    answer = await model.answer(task.task, input)
-    await asyncio.sleep(0)  # an embedded model never waits: let the lease be renewed
-    return answer
+async def _answers(task: TaskConfig, model: Model, inputs: list[Json]) -> list[Answer]:
+    if isinstance(model, ManyModel):
+        return await asyncio.to_thread(model.answer_many, task.task, inputs)
+    return [await model.answer(task.task, input) for input in inputs]
 
 
 def _model(config: Config, task: TaskConfig, path: str) -> Model:

@@ -276,6 +276,13 @@ class Model(Protocol):
     async def close(self) -> None: ...
 
 
+@runtime_checkable
+class ManyModel(Model, Protocol):
+    """A model that answers several inputs at once for less than one at a time; blocking, for a thread."""
+
+    def answer_many(self, task: Task, inputs: Sequence[Json]) -> list[Answer]: ...
+
+
 type Evaluator = Callable[[Json, Json], Awaitable[Score]]
 """(answer, reference) -> Score. Symmetric unless the evaluator says otherwise; 1.0 for equal outputs."""
 

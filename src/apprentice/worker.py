@@ -1,6 +1,6 @@
 """Runs teaching cycles: one in a process that the engine starts, or all that are due, for ever.
 
-    python -m apprentice.worker --once TASK < configuration.json
+python -m apprentice.worker --once TASK < configuration.json
 """
 
 from __future__ import annotations

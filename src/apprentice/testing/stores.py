@@ -342,6 +342,11 @@ async def a_lease_has_one_holder(build: Build, path: Path) -> None:
         third = await store.acquire("learn/sort", "three", 121.0, 10.0)
         _true(third is not None and third.token > second.token, "a released lease is free, its token still grows")
         _same(await other.renew(second, 121.0, 10.0), None, "a released lease is not renewed")
+        again = await store.acquire("learn/sort", "three", 131.0, 10.0)
+        if third is None or again is None:
+            raise AssertionError("a lease that is over is granted to the same owner")
+        _same(await store.renew(third, 132.0, 10.0), None, "the old lease of the same owner is not renewed")
+        _same(await store.renew(again, 132.0, 10.0), again._replace(until=142.0), "the new one is")
     racers = await _race(build, path, lambda store, n: store.acquire("race", f"p{n}", 1.0, 10.0))
     _same(len([lease for lease in racers if lease is not None]), 1, "leases of ten who ask at once")
 
