@@ -141,10 +141,9 @@ class Calls:
         assert failure is not None  # there is at least one remote, and each either answered or failed
         raise failure
 
-    def caps(self, task: TaskConfig) -> list[Cap]:
-        """The caps that a call for this task must fit in, at this moment."""
+    def _caps(self, task: TaskConfig, now: Seconds) -> list[Cap]:
         own = task.budget.limits if task.budget is not None else {}
-        return budget.caps(task.name, self._now(), self._zone, overall=self._config.budget.limits, own=own)
+        return budget.caps(task.name, now, self._zone, overall=self._config.budget.limits, own=own)
 
     async def close(self) -> None:
         for provider in self.providers:
@@ -177,7 +176,7 @@ class Calls:
                 windows=budget.windows(task.name, now, self._zone),
                 at=now,
             )
-            await self._store.reserve(hold, self.caps(task))
+            await self._store.reserve(hold, self._caps(task, now))
             try:
                 async with asyncio.timeout_at(deadline):
                     answer: Answer = await model.answer(task.task, input)

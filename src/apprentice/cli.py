@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from apprentice import config as configuration
 from apprentice import decide, plugins, worker
@@ -48,7 +48,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+class Command(NamedTuple):
+    """One command: its help is the docstring of `run`."""
+
+    name: str
+    run: Callable[[argparse.Namespace], int]
+    example: str
+    arguments: tuple[tuple[str, dict[str, Any]], ...] = ()
+    configured: bool = True  # whether it reads a configuration file
+
+
 def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
     top = argparse.ArgumentParser(
         prog="apprentice",
         description="An expensive remote LLM teaches a small local model, and is withdrawn as the local one proves itself.",
@@ -56,76 +67,16 @@ def parser() -> argparse.ArgumentParser:
         "3 request, 4 budget, 5 model, 6 store.",
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(
-        name: str, run: Callable[[argparse.Namespace], int], about: str, example: str
-    ) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=about, description=about, epilog=f"example: {example}")
-        made.set_defaults(command=run)
+    for command in COMMANDS:
+        about = (command.run.__doc__ or "").strip()
+        made = commands.add_parser(command.name, help=about, description=about, epilog=f"example: {command.example}")
+        made.set_defaults(command=command.run)
         made.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-        return made
-
-    def configured(made: argparse.ArgumentParser) -> None:
-        made.add_argument(
-            "--config", type=Path, default=Path("apprentice.yaml"), metavar="FILE", help="default: %(default)s"
-        )
-
-    made = command(
-        "demo", _demo, "Play the whole lifecycle on recorded answers of GPT-4.", "apprentice demo --requests 1000"
-    )
-    made.add_argument("--task", default="banking77", help="which recording; default: %(default)s")
-    made.add_argument("--requests", type=_positive, metavar="N", help="only the first N requests")
-    made.add_argument("--seed", type=int, default=0, help="of the sampling; default: %(default)s")
-    made.add_argument("--data-dir", type=Path, metavar="DIR", help="take TASK.jsonl.gz from this folder")
-    made.add_argument("--keep", type=Path, metavar="DIR", help="keep the store and the models in this folder")
-
-    made = command(
-        "init",
-        _init,
-        "Write a commented apprentice.yaml for a new task; asks for what no flag says.",
-        "apprentice init --task route_mail",
-    )
-    made.add_argument("--file", type=Path, default=Path("apprentice.yaml"), help="default: %(default)s")
-    made.add_argument("--task", metavar="NAME", help="asked for when left out")
-    made.add_argument("--description", help="one sentence")
-    made.add_argument("--input", metavar="FIELDS", help="as YAML, say '{text: str}'")
-    made.add_argument("--output", metavar="FIELDS", help="as YAML, say '{label: [spam, ham]}'")
-    made.add_argument("--provider", help="of the remote: anthropic, openai, …")
-    made.add_argument("--model", help="as the provider names it")
-
-    made = command(
-        "check", _check, "Check a configuration without spending anything.", "apprentice check --config FILE"
-    )
-    configured(made)
-
-    command(
-        "schema", _schema, "Print the JSON Schema of apprentice.yaml, for editors.", "apprentice schema > schema.json"
-    )
-
-    made = command(
-        "run",
-        _run,
-        "Answer one request, or JSON lines from standard input.",
-        """apprentice run classify --input '{"text": "where is my card?"}'""",
-    )
-    made.add_argument("task")
-    made.add_argument("--input", default="-", metavar="JSON", help="one input; `-` (the default) reads one a line")
-    made.add_argument("--deadline", type=float, metavar="SECONDS", help="for each request")
-    configured(made)
-
-    made = command("status", _status, "Show where each task stands.", "apprentice status --json")
-    configured(made)
-    made = command("report", _report, "Show what each task cost, saved and agreed, over time.", "apprentice report")
-    configured(made)
-
-    made = command("learn", _learn, "Run one teaching cycle of a task now.", "apprentice learn classify")
-    made.add_argument("task")
-    configured(made)
-    made = command("worker", _worker, "Run teaching cycles as they become due, until stopped.", "apprentice worker")
-    made.add_argument(
-        "--every", type=float, default=60.0, metavar="SECONDS", help="between two looks; default: %(default)s"
-    )
-    configured(made)
+        for name, settings in command.arguments:
+            made.add_argument(name, **settings)
+        if command.configured:
+            file: dict[str, Any] = {"type": Path, "default": Path("apprentice.yaml"), "metavar": "FILE"}
+            made.add_argument("--config", help="default: %(default)s", **file)
     return top
 
 
@@ -133,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _demo(parsed: argparse.Namespace) -> int:
+    """Play the whole lifecycle on recorded answers of GPT-4."""
     out = None if parsed.json else sys.stdout
     summary = asyncio.run(
         demo(
@@ -150,6 +102,7 @@ def _demo(parsed: argparse.Namespace) -> int:
 
 
 def _init(parsed: argparse.Namespace) -> int:
+    """Write a commented apprentice.yaml for a new task; asks for what no flag says."""
     if parsed.file.exists():
         raise ConfigError(f"{parsed.file} exists already", hint="name another file with --file, or move it away")
     remote = {key: value for key in ("provider", "model") if (value := getattr(parsed, key)) is not None}
@@ -170,6 +123,7 @@ def _init(parsed: argparse.Namespace) -> int:
 
 
 def _check(parsed: argparse.Namespace) -> int:
+    """Check a configuration without spending anything."""
     config = configuration.load(parsed.config)
     configuration.check_learnable(config)
     missing = configuration.missing(config)
@@ -186,11 +140,13 @@ def _check(parsed: argparse.Namespace) -> int:
 
 
 def _schema(parsed: argparse.Namespace) -> int:
+    """Print the JSON Schema of apprentice.yaml, for editors."""
     _print_json(configuration.json_schema(), indent=None if parsed.json else 2)
     return 0
 
 
 def _run(parsed: argparse.Namespace) -> int:
+    """Answer one request, or JSON lines from standard input."""
     config = configuration.load(parsed.config)
     return asyncio.run(_run_all(config, parsed.task, parsed.input, parsed.deadline))
 
@@ -223,6 +179,8 @@ async def _run_all(config: Config, task: str, given: str, deadline: float | None
 
 
 def _status(parsed: argparse.Namespace) -> int:
+    """Show where each task stands."""
+
     async def read(config: Config, store: Store) -> list[TaskStatus]:
         return await status(config, store, now=time.time())
 
@@ -235,6 +193,7 @@ def _status(parsed: argparse.Namespace) -> int:
 
 
 def _report(parsed: argparse.Namespace) -> int:
+    """Show what each task cost, saved and agreed, over time."""
     found = _with_store(parsed, report)
     if parsed.json:
         _print_json([task.model_dump(mode="json") for task in found])
@@ -244,6 +203,7 @@ def _report(parsed: argparse.Namespace) -> int:
 
 
 def _learn(parsed: argparse.Namespace) -> int:
+    """Run one teaching cycle of a task now."""
     version = asyncio.run(worker.once(configuration.load(parsed.config), parsed.task, force=True))
     assert version is not None  # a forced cycle makes a version or raises
     if parsed.json:
@@ -254,6 +214,7 @@ def _learn(parsed: argparse.Namespace) -> int:
 
 
 def _worker(parsed: argparse.Namespace) -> int:
+    """Run teaching cycles as they become due, until stopped."""
     asyncio.run(worker.forever(configuration.load(parsed.config), every=parsed.every))
     return 0
 
@@ -386,6 +347,64 @@ def _fail(error: ApprenticeError, *, as_json: bool) -> int:
     else:
         print(f"apprentice: {error}" + (f"\n  {error.hint}" if error.hint else ""), file=sys.stderr)
     return _code(error)
+
+
+COMMANDS = (
+    Command(
+        "demo",
+        _demo,
+        "apprentice demo --requests 1000",
+        (
+            ("--task", {"default": "banking77", "help": "which recording; default: %(default)s"}),
+            ("--requests", {"type": _positive, "metavar": "N", "help": "only the first N requests"}),
+            ("--seed", {"type": int, "default": 0, "help": "of the sampling; default: %(default)s"}),
+            ("--data-dir", {"type": Path, "metavar": "DIR", "help": "take TASK.jsonl.gz from this folder"}),
+            ("--keep", {"type": Path, "metavar": "DIR", "help": "keep the store and the models in this folder"}),
+        ),
+        configured=False,
+    ),
+    Command(
+        "init",
+        _init,
+        "apprentice init --task route_mail",
+        (
+            ("--file", {"type": Path, "default": Path("apprentice.yaml"), "help": "default: %(default)s"}),
+            ("--task", {"metavar": "NAME", "help": "the task's name"}),
+            ("--description", {"help": "one sentence"}),
+            ("--input", {"metavar": "FIELDS", "help": "as YAML, say '{text: str}'"}),
+            ("--output", {"metavar": "FIELDS", "help": "as YAML, say '{label: [spam, ham]}'"}),
+            ("--provider", {"help": "of the remote: anthropic, openai, …"}),
+            ("--model", {"help": "as the provider names it"}),
+        ),
+        configured=False,
+    ),
+    Command("check", _check, "apprentice check --config FILE"),
+    Command("schema", _schema, "apprentice schema > schema.json", configured=False),
+    Command(
+        "run",
+        _run,
+        """apprentice run classify --input '{"text": "where is my card?"}'""",
+        (
+            ("task", {}),
+            ("--input", {"default": "-", "metavar": "JSON", "help": "one input; `-` (the default) reads one a line"}),
+            ("--deadline", {"type": float, "metavar": "SECONDS", "help": "for each request"}),
+        ),
+    ),
+    Command("status", _status, "apprentice status --json"),
+    Command("report", _report, "apprentice report"),
+    Command("learn", _learn, "apprentice learn classify", (("task", {}),)),
+    Command(
+        "worker",
+        _worker,
+        "apprentice worker",
+        (
+            (
+                "--every",
+                {"type": float, "default": 60.0, "metavar": "SECONDS", "help": "between looks; default: %(default)s"},
+            ),
+        ),
+    ),
+)
 
 
 if __name__ == "__main__":

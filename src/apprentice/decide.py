@@ -87,12 +87,12 @@ def _positive(first: float, drop: float) -> None:
 def needs_training(new_examples: int, trained_on: int, batch_size: int, first: int) -> bool:
     """Whether enough has been learned since the last version for a new one to be worth examining.
 
-    The first version waits for `first` examples, the next ones for `batch_size` new ones or a fifth more than before,
-    whichever is more: each version starts its evidence anew, so late ones must bring enough to pay for that.
+    The first version waits for `first` examples, the next ones for `batch_size` new ones or two fifths more than
+    before, whichever is more: each version starts its evidence anew, so a late one must bring enough to pay for that.
 
     >>> needs_training(100, 300, 100, 50), needs_training(100, 1000, 100, 50)
     (True, False)
     """
     if trained_on == 0:
         return new_examples >= first
-    return new_examples >= max(batch_size, trained_on / 5)
+    return new_examples >= max(batch_size, 0.4 * trained_on)

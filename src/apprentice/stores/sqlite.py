@@ -624,7 +624,7 @@ def _certify(connection: apsw.Connection, task: str, version: str, at: Seconds) 
 
 
 def _no_version(task: str, version: str) -> StoreError:
-    return StoreError(f"task {task!r} has no version {version!r}", hint="`apprentice versions TASK` lists them")
+    return StoreError(f"task {task!r} has no version {version!r}", hint="`apprentice status` lists the versions")
 
 
 def _acquire(connection: apsw.Connection, name: str, owner: str, now: Seconds, until: Seconds) -> Lease | None:
