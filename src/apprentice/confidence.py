@@ -69,7 +69,7 @@ class Settings:
     half_life: float = 60.0  # audits that halve the sampling rate
     carried: float = 180.0  # audits of its predecessor that a new version is credited with in the sampling law, at most
     alarm_at: float = 500.0  # average audits between two false alarms, at least
-    guard_at: float = 30.0  # the same for a tightening
+    guard_at: float = 20.0  # the same for a tightening
     page_at: float = 100.0  # the same for coaching, emergency and anti-correlation
     guard_margin: float = 0.01  # the guard acts this much before the contract is broken
     trend_after: int = 40  # audits before the version has a mean of its own
