@@ -56,9 +56,10 @@ def recording(name: str, folder: Path | None) -> list[Row]:
     found = sorted({*folder.glob(f"{name}.jsonl.gz"), *folder.glob(f"*_{name}.jsonl.gz")})
     if not found:
         raise SystemExit(f"no {name}.jsonl.gz in {folder}")
-    raw = [json.loads(line) for line in gzip.decompress(found[0].read_bytes()).decode().splitlines()]
+    with gzip.open(found[0], "rt", encoding="utf-8") as lines:
+        raw = [json.loads(line) for line in lines]
     kept = [row for row in raw if row["teacher"] is not None]
-    online = [row for row in kept if row["split"] == "online"] or kept
+    online = [row for row in kept if row.get("split") == "online"] or kept
     online.sort(key=lambda row: row.get("shuffled_order", row["order"]))
     return [Row(row["text"], row["teacher"], row["gold"]) for row in online]
 
@@ -127,7 +128,7 @@ class Spender:
 
     def ask(self, has_local: bool, confidence: float, coin: float) -> tuple[bool, Evidence]:
         share = self.calls / self.requests
-        remote = self.calls > 0 and (not has_local or self.wants(share, confidence, coin))
+        remote = self.calls > 0 and (share >= 1 or not has_local or self.wants(share, confidence, coin))
         self.calls, self.requests = self.calls - remote, self.requests - 1
         return remote, Evidence(0, "t", 0.0, None, 0.0, 0.0, False, confidence, None, "remote" if remote else "local")
 
@@ -249,7 +250,7 @@ def runs(name: str, rows: Sequence[Row], seed: int) -> Iterator[Run]:
 def _line(run: Run, theta: float, began: float) -> str:
     return (
         f"  {run.name:<14} remote {run.remote:.3f} last quarter {run.last:.3f}  agreement {run.agreement:.3f}"
-        f" worst window {run.windows.min():.3f} under contract {(run.windows < theta).mean():.3f}"
+        f" worst window {run.windows.min():.3f} below theta {(run.windows < theta).mean():.3f}"
         f"  accuracy {run.accuracy:.3f}  versions {run.versions}  [{time.perf_counter() - began:.0f} s]"
     )
 
@@ -286,7 +287,7 @@ def _figures(name: str, title: str, several: list[Run], theta: float, quick: boo
         "last quarter": fmean(one.last for one in several),
         "agreement": fmean(one.agreement for one in several),
         "worst window": float(min(one.windows.min() for one in several)),
-        "windows under contract": fmean(float((one.windows < theta).mean()) for one in several),
+        "windows below theta": fmean(float((one.windows < theta).mean()) for one in several),
         "accuracy": fmean(one.accuracy for one in several),
     }
     bars: dict[str, Bar] = {}

@@ -79,6 +79,44 @@ def test_init_overwrites_nothing(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "apprentice.yaml").read_text() == "mine"
 
 
+class Person(io.StringIO):
+    """Somebody at a terminal who has typed this."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_init_asks_for_what_no_flag_says(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Person("mail\nSort mail\n{text: str}\n{label: [a, b]}\n"))
+    assert cli.main(["init", "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"file": "apprentice.yaml"}
+    assert "name of the task" in said.err
+    assert json.loads(run("check", "--json")[1])["tasks"] == ["mail"]
+    monkeypatch.setattr(sys, "stdin", Person("mail\n"))
+    assert cli.main(["init", "--file", "other.yaml"]) == 2
+    assert "--description" in capsys.readouterr().err
+
+
+def test_init_says_where_it_cannot_write(run: Run) -> None:
+    code, _, err = run(
+        "init",
+        "--task",
+        "a",
+        "--description",
+        "b",
+        "--input",
+        "{t: str}",
+        "--output",
+        "{b: bool}",
+        "--file",
+        "no/x.yaml",
+    )
+    assert code == 2 and "no/x.yaml" in err
+
+
 def test_init_says_what_it_needs_where_nobody_can_be_asked(run: Run) -> None:
     code, _, err = run("init", "--task", "mail")
     assert code == 2 and "--description" in err
@@ -116,11 +154,20 @@ def test_lines_in_lines_out_and_a_bad_line_stops_nobody(run: Run, tmp_path: Path
     lines = [json.dumps({"text": text}) for text in texts(3)]
     lines.insert(1, "not json")
     lines.insert(2, json.dumps({"text": ""}))
+    lines.insert(3, "[" * 100_000)
+    lines.insert(4, "9" * 5_000)
     with remote(tmp_path):
         code, out, _ = run("run", "sort", stdin="\n".join(lines) + "\n\n")
         found = [json.loads(line) for line in out.splitlines()]
         assert code == 3
-        assert [line.get("error") for line in found] == [None, "InvalidRequest", "InvalidInput", None, None]
+        assert [line.get("error") for line in found] == [
+            None,
+            "InvalidRequest",
+            "InvalidInput",
+            *["InvalidRequest"] * 2,
+            None,
+            None,
+        ]
         code, out, _ = run("status", "--json")
         [status] = json.loads(out)
         assert (status["requests"], status["confidence"]["phase"]) == (3, "cold_start")
@@ -129,6 +176,19 @@ def test_lines_in_lines_out_and_a_bad_line_stops_nobody(run: Run, tmp_path: Path
         assert told["cost"] == sum(round(line["cost_usd"] * 1e6) for line in found if "cost_usd" in line) > 0
         for command in ("status", "report"):
             assert "sort" in run(command)[1]
+
+
+def test_a_line_that_the_caps_or_the_deadline_refuse_stops_nobody(run: Run, tmp_path: Path) -> None:
+    lines = "\n".join(json.dumps({"text": text}) for text in texts(3))
+    with remote(tmp_path):
+        code, out, _ = run("run", "sort", "--deadline", "0", stdin=lines)
+        assert code == 1
+        assert [json.loads(line)["error"] for line in out.splitlines()] == ["DeadlineExceeded"] * 3
+        file = tmp_path / "apprentice.yaml"
+        file.write_text(file.read_text() + "budget: {total: 0}\n")
+        code, out, _ = run("run", "sort", stdin=lines)
+        assert code == 4
+        assert [json.loads(line)["error"] for line in out.splitlines()] == ["BudgetExhausted"] * 3
 
 
 def test_learn_makes_a_version_at_once_and_status_shows_it(run: Run, tmp_path: Path) -> None:

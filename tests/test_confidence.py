@@ -268,6 +268,17 @@ def test_the_probability_is_fixed_before_the_request_is_read() -> None:
         assert first == decide(c.standing(state, DEFAULT), has_local=True, coin=0.3)
 
 
+@settings(max_examples=60)
+@given(streams, st.integers(0, 9))
+def test_what_was_said_before_is_said_again_only_where_it_is_still_true(rows: list[Evidence], rung: int) -> None:
+    state = started(rung)
+    before = c.standing(state, DEFAULT)
+    for row in rows:
+        c.observe(state, DEFAULT, row)
+        before = c.standing(state, DEFAULT, before)
+        assert before == c.standing(state, DEFAULT)
+
+
 # --- the two streams --------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
+import apsw
 import pytest
 
 from apprentice import plugins
@@ -22,10 +23,12 @@ from apprentice.errors import (
     ModelRefused,
     ModelRejected,
     ModelUnavailable,
+    OutcomeUnknown,
+    StoreTooNew,
     UnknownTask,
 )
 from apprentice.testing.servers import Reply, Server, serve_openai
-from apprentice.types import Json, Record, Store
+from apprentice.types import Answer, Json, Record, Store, Task
 
 from .conftest import YAML, honest, right, texts
 
@@ -206,10 +209,121 @@ async def test_a_deadline_ends_the_call_and_its_hold_counts_as_spent(configured:
     assert list(await booked(config)) == ["assumed"]
 
 
-async def arrived(server: Server) -> None:
-    """Wait until the server has read a request."""
+async def test_a_deadline_that_passes_before_the_call_is_sent_costs_nothing(configured: Configured) -> None:
+    never = asyncio.Event()
+    async with serve_openai([Reply({"kind": "fruit"}, wait=never)]) as server:
+        config = configured(server.url, remote={"concurrency": 1})
+        async with Apprentice(config) as app:
+            with pytest.raises(DeadlineExceeded):
+                await app.arun("sort", {"text": "a plum"}, deadline=-1)
+            first = asyncio.create_task(app.arun("sort", {"text": "a pear"}, deadline=0.4))
+            await arrived(server)
+            with pytest.raises(DeadlineExceeded, match="before the call could be sent"):
+                await app.arun("sort", {"text": "an otter"}, deadline=0.1)  # waits for the only call in flight
+            with pytest.raises(DeadlineExceeded):
+                await first
+        assert len(server.requests) == 1
+    assert sorted(record.cost > 0 for record in await stored(config)) == [False, False, True]
+    assert (await booked(config)).keys() == {"released", "assumed"}
+
+
+async def test_a_request_that_is_cancelled_before_it_is_sent_leaves_no_hold(configured: Configured) -> None:
+    async with serve_openai(honest) as server:
+        config = configured(server.url)
+        async with Apprentice(config) as app:
+            await app.confidence("sort")  # opened
+            for steps in range(8):
+                asking = asyncio.create_task(app.arun("sort", {"text": "a pear"}))
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                asking.cancel()
+                await asyncio.wait([asking])
+        assert server.requests == []
+    assert set(await booked(config)) == {"released"}
+
+
+async def test_a_model_plugin_that_breaks_its_promise_leaves_no_hold_and_is_recorded(configured: Configured) -> None:
+    config = configured(remote={"provider": "recorded", "settings": {"rows": []}})
+    async with Apprentice(config) as app:
+        app._calls.providers[0]._model = Broken()
+        with pytest.raises(OutcomeUnknown, match="KeyError"):
+            await app.arun("sort", {"text": "a pear"})
+    [record] = await stored(config)
+    assert [attempt.outcome for attempt in record.attempts] == ["unknown"]
+    assert list(await booked(config)) == ["assumed"]
+
+
+class Broken:
+    """A plugin that raises what no plugin may raise."""
+
+    def request_bytes(self, task: Task, input: Json) -> int:
+        return 10
+
+    async def answer(self, task: Task, input: Json) -> Answer:
+        raise KeyError("choices")
+
+    async def close(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize("inside", [True, False])
+async def test_closing_waits_for_the_requests_in_flight(configured: Configured, inside: bool) -> None:
+    gate = asyncio.Event()
+    async with serve_openai([Reply({"kind": "fruit"}, wait=gate)] * 3) as server:
+        config = configured(server.url)
+        app = Apprentice(config)
+        if inside:
+            await app.__aenter__()
+        asking = [asyncio.create_task(app.arun("sort", {"text": f"a pear {i}"})) for i in range(3)]
+        await arrived(server, 3)
+        closing = [asyncio.create_task(app.aclose()) for _ in range(2)]
+        await asyncio.wait(closing, timeout=0.2)
+        gate.set()
+        assert [result.source for result in await asyncio.gather(*asking)] == ["remote"] * 3
+        async with asyncio.timeout(10):
+            await asyncio.gather(*closing)
+        with pytest.raises(ApprenticeError, match="closed"):
+            await app.arun("sort", {"text": "a pear"})
+    assert len(await stored(config)) == 3
+    assert list(await booked(config)) == ["settled"]
+
+
+async def test_one_key_in_two_processes_is_one_answer_and_both_costs_are_recorded(configured: Configured) -> None:
+    gate = asyncio.Event()
+    async with serve_openai([Reply({"kind": "fruit"}, wait=gate)] * 2) as server:
+        config = configured(server.url)
+        async with Apprentice(config) as one, Apprentice(config) as two:
+            asking = [
+                asyncio.create_task(app.arun("sort", {"text": "a pear"}, idempotency_key="k")) for app in (one, two)
+            ]
+            await arrived(server, 2)
+            with pytest.raises(DeadlineExceeded, match="not answered yet"):
+                await one.arun("sort", {"text": "a pear"}, idempotency_key="k", deadline=0.1)
+            gate.set()
+            first, second = await asyncio.gather(*asking)
+    assert first == second
+    records = await stored(config)
+    assert sorted(record.idempotency_key or "" for record in records) == ["", "k"]
+    assert sum(record.cost for record in records) == (await booked(config))["settled"]
+
+
+async def test_a_store_of_a_newer_version_is_refused_when_opening(configured: Configured) -> None:
+    config = configured()
+    async with Apprentice(config) as app:
+        await app.confidence("sort")
+    file = apsw.Connection(str(config.store.path))
+    file.pragma("user_version", 1_000_000)
+    file.close()
+    with pytest.raises(StoreTooNew) as caught:
+        async with Apprentice(config):
+            pass
+    assert caught.value.hint
+
+
+async def arrived(server: Server, requests: int = 1) -> None:
+    """Wait until the server has read so many requests."""
     async with asyncio.timeout(10):
-        while not server.requests:
+        while len(server.requests) < requests:
             await asyncio.sleep(0.005)
 
 

@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from apprentice import plugins
-from apprentice.config import Config
+from apprentice import learn as teaching
+from apprentice import plugins, worker
+from apprentice.config import Config, TaskConfig
 from apprentice.errors import StoreError, TrainingError
 from apprentice.learn import due, learn, select
 from apprentice.promotion import fingerprint, held_out
-from apprentice.types import Answer, Decision, Record, Store
+from apprentice.types import Answer, Checkpoint, Decision, Record, Store
 
-from .conftest import right, texts
+from .conftest import YAML, right, texts
 
 Configured = Callable[..., Config]
 
@@ -132,4 +135,49 @@ async def test_nothing_to_learn_from_is_an_error_that_says_so(configured: Config
             await learn(silent, "sort", store, clock=lambda: 1.0, owner="a", force=True)
         assert caught.value.hint
     finally:
+        await store.close()
+
+
+async def test_a_champion_that_learned_another_schema_does_not_stop_the_next_one(configured: Configured) -> None:
+    store = await filled(configured(), 60)
+    try:
+        assert await learn(configured(), "sort", store, clock=lambda: 1.0, owner="a") is not None
+        wider = configured(text=YAML.replace("[fruit, animal, tool]", "[fruit, animal, tool, other]"))
+        version = await learn(wider, "sort", store, clock=lambda: 2.0, owner="a", force=True)
+        assert version is not None and version.state == "champion"
+        assert "v1 can no longer answer" in version.metrics["reason"]
+    finally:
+        await store.close()
+
+
+async def test_losing_the_lease_ends_the_cycle_and_the_worker_goes_on_with_the_other_tasks(
+    configured: Configured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teaching, "_LEASE", 0.2)
+    one = configured()
+    config = one.model_copy(update={"tasks": (*one.tasks, one.tasks[0].model_copy(update={"name": "other"}))})
+    store = await filled(config, 60)
+    for number, text in enumerate(texts(60)):
+        await store.append(answered(1000 + number, text, right(text)).model_copy(update={"task": "other"}))
+    train = teaching.train
+
+    async def robbed(config: Config, task: TaskConfig, *more: Any) -> Checkpoint:
+        if task.name == "sort":
+            assert await store.acquire("learn/sort", "a thief", time.time() + 100, 1000) is not None
+            await asyncio.Event().wait()
+        return await train(config, task, *more)
+
+    monkeypatch.setattr(teaching, "train", robbed)
+    working = asyncio.create_task(worker.forever(config, every=0.01))
+    try:
+        async with asyncio.timeout(20):
+            while not await store.versions("other"):
+                assert not working.done()
+                await asyncio.sleep(0.02)
+        assert await store.versions("sort") == []
+        [failed] = await store.events("sort")
+        assert failed.name == "TRAINING_FAILED" and "took over" in failed.message
+    finally:
+        working.cancel()
+        await asyncio.wait([working])
         await store.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from decimal import Decimal
@@ -16,7 +17,8 @@ from apprentice.config import Config
 from apprentice.engine import Apprentice
 from apprentice.errors import BudgetExhausted, ModelError
 from apprentice.testing.servers import asked, serve_openai
-from apprentice.types import Json, Result, Store
+from apprentice.types import Answer, Json, Result, Store, Task
+from apprentice.worker import once
 
 from .conftest import SORTS, YAML, honest, right, texts
 
@@ -209,3 +211,59 @@ async def test_a_student_that_got_worse_is_withdrawn(steady: Config) -> None:
     finally:
         await store.close()
     assert named & {"ALARM", "EMERGENCY"}
+
+
+async def test_a_champion_whose_files_are_gone_leaves_the_remote_and_the_next_cycle_replaces_it(steady: Config) -> None:
+    shutil.rmtree(steady.local.model_dir)
+    async with serve_openai(honest) as server:
+        remote = steady.remote.model_copy(update={"base_url": server.url})
+        config = steady.model_copy(update={"remote": remote})
+        async with Apprentice(config) as app:
+            asked_before = [await app.arun("sort", {"text": text}) for text in texts(2, seed=9)]
+            version = await once(config, "sort", force=True)
+            asked_after = [await app.arun("sort", {"text": text}) for text in texts(2, seed=10)]
+    assert {result.decision.reason for result in asked_before} == {"no_local_model"}
+    assert version is not None and "can no longer answer" in version.metrics["reason"]
+    assert asked_after[-1].decision.reason != "no_local_model"
+    store = await opened(config)
+    try:
+        assert [e.evidence["version"] for e in await store.events("sort") if e.name == "VERSION_UNUSABLE"] == ["v1"]
+    finally:
+        await store.close()
+
+
+async def test_what_the_local_model_or_the_evaluator_does_wrong_loses_no_answer(
+    steady: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "judge_of_none.py").write_text("def score(answer, reference):\n    raise ValueError('never')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    task = steady.tasks[0].model_copy(update={"evaluator": {"name": "custom", "function": "judge_of_none:score"}})
+    async with serve_openai(honest) as server:
+        remote = steady.remote.model_copy(update={"base_url": server.url})
+        sampling = steady.sampling.model_copy(update={"min_floor": 1.0})
+        config = steady.model_copy(update={"remote": remote, "tasks": (task,), "sampling": sampling})
+        async with Apprentice(config) as app:
+            first = await app.arun("sort", {"text": "a pear"})
+            await app._tasks["sort"].model.close()
+            app._tasks["sort"].model = Exploding()
+            second = await app.arun("sort", {"text": "an otter"})
+    assert (first.output, second.output) == ({"kind": "fruit"}, {"kind": "animal"})
+    assert (first.decision.reason, second.decision.reason) == ("audit", "local_failed")
+    store = await opened(config)
+    try:
+        records = [record for _, record in await store.records("sort")][-2:]
+        assert [record.served for record in records] == ["remote", "remote"]
+        assert "never" in str(records[0].error) and "exploded" in str(records[1].error)
+        assert [event.name for event in await store.events("sort")][-1] == "EVALUATION_FAILED"
+    finally:
+        await store.close()
+
+
+class Exploding:
+    """A local model with a fault that nobody foresaw."""
+
+    async def answer(self, task: Task, input: Json) -> Answer:
+        raise RuntimeError("exploded")
+
+    async def close(self) -> None:
+        return None

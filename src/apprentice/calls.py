@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from decimal import Decimal
 from random import Random
 from typing import Any, Literal
@@ -26,6 +27,7 @@ from apprentice.errors import (
     InvalidAnswer,
     ModelError,
     ModelRefused,
+    OutcomeUnknown,
     PriceUnknown,
 )
 from apprentice.types import Answer, Attempt, Cap, Hold, Json, Micros, Purpose, Seconds, Store, Usage
@@ -84,12 +86,25 @@ class Provider:
             genai_prices.Usage(
                 input_tokens=usage.input_tokens,
                 output_tokens=usage.output_tokens,
-                cache_read_tokens=usage.cached_tokens or None,
+                cache_read_tokens=min(usage.cached_tokens, usage.input_tokens) or None,
             ),
             model_ref=self.remote.model,
             provider_id=self.remote.provider,
         )
         return budget.micros(priced.total_price)
+
+    @asynccontextmanager
+    async def slot(self, deadline: Seconds | None) -> AsyncIterator[None]:
+        """One of the calls that may be in flight. Raises DeadlineExceeded when none comes free in time."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self.slots.acquire()
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"{self.name}: the deadline passed before the call could be sent") from error
+        try:
+            yield
+        finally:
+            self.slots.release()
 
     async def close(self) -> None:
         if self._model is not None:
@@ -163,7 +178,7 @@ class Calls:
         attempts: list[Attempt],
     ) -> Answer:
         model = provider.model()
-        async with provider.slots:
+        async with provider.slot(deadline):
             now = self._now()
             hold = Hold(
                 attempt_id=self._new_id(),
@@ -176,7 +191,11 @@ class Calls:
                 windows=budget.windows(task.name, now, self._zone),
                 at=now,
             )
-            await self._store.reserve(hold, self._caps(task, now))
+            await self._reserve(attempts, hold, self._caps(task, now), provider)
+            if deadline is not None and asyncio.get_running_loop().time() >= deadline:
+                problem = "the deadline passed before the call could be sent"
+                await self._settle(attempts, hold, "not_sent", None, provider, problem)
+                raise DeadlineExceeded(f"{provider.name}: {problem}")
             try:
                 async with asyncio.timeout_at(deadline):
                     answer: Answer = await model.answer(task.task, input)
@@ -190,12 +209,30 @@ class Calls:
             except ModelError as error:
                 await self._settle(attempts, hold, error.outcome, error.usage, provider, str(error))
                 raise
+            except Exception as error:  # a plugin that breaks its promise must not leave a hold for ever
+                problem = f"{provider.name} failed: {type(error).__name__}: {error}"
+                await self._settle(attempts, hold, "unknown", None, provider, problem)
+                raise OutcomeUnknown(problem, retryable=False) from error
             outcome: Outcome = "answered" if answer.usage is not None else "answered_no_usage"
             cost = await self._settle(attempts, hold, outcome, answer.usage, provider, answer.problem)
         if answer.output is None:
             raise InvalidAnswer(f"{provider.name}: {answer.problem}")
         task.validate_output(answer.output)
         return answer.model_copy(update={"cost": cost})
+
+    async def _reserve(self, attempts: list[Attempt], hold: Hold, caps: list[Cap], provider: Provider) -> None:
+        """Book the hold. A caller who goes away meanwhile leaves none behind: it is freed as soon as it is booked."""
+        booking = asyncio.create_task(self._store.reserve(hold, caps))
+        try:
+            await asyncio.shield(booking)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._free(booking, attempts, hold, provider))
+            raise
+
+    async def _free(self, booking: asyncio.Task[None], attempts: list[Attempt], hold: Hold, provider: Provider) -> None:
+        await asyncio.wait([booking])
+        if booking.exception() is None:
+            await self._settle(attempts, hold, "not_sent", None, provider, "the caller went away before it was sent")
 
     async def _settle(
         self,
@@ -206,16 +243,14 @@ class Calls:
         provider: Provider,
         problem: str | None,
     ) -> Micros:
+        state: Literal["settled", "released", "assumed"]
         if usage is not None:
-            cost = provider.cost(usage)
-            await self._store.settle(hold.attempt_id, cost, state="settled")
+            cost, state = provider.cost(usage), "settled"
         elif outcome in ("not_sent", "rejected"):
-            cost = 0
-            await self._store.settle(hold.attempt_id, cost, state="released")
+            cost, state = 0, "released"
         else:  # sent, and nobody says what it cost: the worst case counts until there is evidence
-            cost = hold.worst
-            await self._store.settle(hold.attempt_id, cost, state="assumed")
-        attempts.append(
+            cost, state = hold.worst, "assumed"
+        attempts.append(  # before the ledger is written: whoever is cancelled meanwhile still records what it cost
             Attempt(
                 attempt_id=hold.attempt_id,
                 model=provider.name,
@@ -225,6 +260,7 @@ class Calls:
                 problem=problem,
             )
         )
+        await self._store.settle(hold.attempt_id, cost, state=state)
         return cost
 
     def _wait(self, error: ModelError, retry: int) -> Seconds:

@@ -9,7 +9,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
+import re
 import sys
+import textwrap
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,10 +22,46 @@ from apprentice import config as configuration
 from apprentice import decide, plugins, worker
 from apprentice.config import Config
 from apprentice.demo import demo
-from apprentice.engine import Apprentice
-from apprentice.errors import ApprenticeError, BudgetError, ConfigError, InvalidRequest, ModelError, StoreError
-from apprentice.report import Spend, TaskReport, TaskStatus, report, status
-from apprentice.types import Json, Store
+from apprentice.engine import Apprentice, set_mode
+from apprentice.errors import (
+    ApprenticeError,
+    BudgetError,
+    ConfigError,
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelError,
+    StoreError,
+)
+from apprentice.report import (
+    Ending,
+    Explanation,
+    Plan,
+    Spend,
+    Step,
+    TaskReport,
+    TaskStatus,
+    cold_start,
+    explain,
+    mean_cost,
+    plan,
+    replay,
+    report,
+    status,
+)
+from apprentice.types import Json, Mode, Reason, Store
+
+_WHY: dict[Reason, str] = {
+    "no_local_model": "there was no local model yet",
+    "learning": "nothing is certified and both are asked",
+    "audit": "the coin came up: both were asked, to compare them",
+    "deferred": "the local model was not sure enough",
+    "certified": "at the level in force the local model answers alone",
+    "forced": "an operator asked for the remote",
+    "local_invalid": "the local answer did not fit the schema",
+    "local_failed": "the local model failed",
+    "remote_failed": "the remote failed, and the local model was sure enough",
+    "budget": "the caps left no room for the remote",
+}
 
 _CODES: list[tuple[type[ApprenticeError], int]] = [
     (ConfigError, 2),
@@ -71,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
         about = (command.run.__doc__ or "").strip()
         made = commands.add_parser(command.name, help=about, description=about, epilog=f"example: {command.example}")
         made.set_defaults(command=command.run)
-        made.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+        made.add_argument("--json", action="store_true", help="print JSON and nothing else")
         for name, settings in command.arguments:
             made.add_argument(name, **settings)
         if command.configured:
@@ -114,7 +153,12 @@ def _init(parsed: argparse.Namespace) -> int:
         **remote,
     )
     configuration.parse(text, source=parsed.file)
-    parsed.file.write_text(text, encoding="utf-8")
+    try:
+        parsed.file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{parsed.file} cannot be written: {error.strerror}", hint="name another with --file"
+        ) from error
     if parsed.json:
         _print_json({"file": str(parsed.file)})
     else:
@@ -148,6 +192,8 @@ def _schema(parsed: argparse.Namespace) -> int:
 def _run(parsed: argparse.Namespace) -> int:
     """Answer one request, or JSON lines from standard input."""
     config = configuration.load(parsed.config)
+    if sys.stderr.isatty():
+        print(f"{parsed.task}: {_promise(config, parsed.task)}", file=sys.stderr)
     return asyncio.run(_run_all(config, parsed.task, parsed.input, parsed.deadline))
 
 
@@ -158,7 +204,7 @@ async def _run_all(config: Config, task: str, given: str, deadline: float | None
         for text in _lines(given):
             try:
                 result = await app.arun(task, _json(text), deadline=deadline)
-            except (InvalidRequest, ModelError) as error:
+            except (InvalidRequest, BudgetError, ModelError, DeadlineExceeded) as error:
                 if given != "-":
                     raise
                 code = _code(error)
@@ -202,6 +248,74 @@ def _report(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _mode(parsed: argparse.Namespace) -> int:
+    """Let the remote alone answer a task, for a time or until `auto`."""
+
+    async def change(config: Config, store: Store) -> Mode:
+        config.task(parsed.task)
+        return await set_mode(store, parsed.task, parsed.mode, at=time.time(), seconds=parsed.seconds)
+
+    mode = _with_store(parsed, change)
+    if parsed.json:
+        _print_json({"task": parsed.task} | mode.model_dump(mode="json"))
+    else:
+        print(f"{parsed.task}: {_mode_text(mode)}")
+    return 0
+
+
+def _replay(parsed: argparse.Namespace) -> int:
+    """Show each decision of a task and why, its state built again from the Records; `--json`: one object a line."""
+
+    async def tell(config: Config, store: Store) -> None:
+        async for line in replay(config, store, parsed.task):
+            if parsed.json:
+                _print_json(line.model_dump(mode="json"))
+            else:
+                print(_step_text(line) if isinstance(line, Step) else _ending_text(line))
+
+    _with_store(parsed, tell)
+    return 0
+
+
+def _explain(parsed: argparse.Namespace) -> int:
+    """Tell one request: who answered and why, both answers, the state just before it, the money."""
+
+    async def read(config: Config, store: Store) -> Explanation:
+        return await explain(config, store, parsed.request_id)
+
+    found = _with_store(parsed, read)
+    if parsed.json:
+        _print_json(found.model_dump(mode="json"))
+    else:
+        print(textwrap.fill(_explanation_text(found), 100, break_long_words=False, break_on_hyphens=False))
+    return 0
+
+
+def _plan(parsed: argparse.Namespace) -> int:
+    """Find the min_floor for a wanted delay, what its audits cost, and what is left to save."""
+    config = configuration.load(parsed.config)
+    names = [task.name for task in config.tasks]
+    if parsed.task is None and len(names) > 1:
+        raise ConfigError("there are several tasks", hint=f"--task, one of: {', '.join(names)}")
+    task = config.task(parsed.task or names[0])
+    cost = parsed.cost
+    if cost is None and (cost := _with_store(parsed, lambda _, store: mean_cost(store, task.name))) is None:
+        raise ConfigError(f"no remote answer of {task.name!r} is recorded", hint="say what a call costs: --cost")
+    found = plan(
+        delay=parsed.delay,
+        drop=parsed.drop,
+        requests_per_day=parsed.requests_per_day,
+        cost=cost,
+        local_share=parsed.local_share,
+        cold_start=cold_start(config, task),
+    )
+    if parsed.json:
+        _print_json({"task": task.name} | found.model_dump(mode="json"))
+    else:
+        print(_plan_text(task.name, found, wanted=parsed.delay))
+    return 0
+
+
 def _learn(parsed: argparse.Namespace) -> int:
     """Run one teaching cycle of a task now."""
     version = asyncio.run(worker.once(configuration.load(parsed.config), parsed.task, force=True))
@@ -231,10 +345,102 @@ def _status_text(task: TaskStatus) -> str:
         f"  agreement   {_agreement_text(task)}",
         f"  sampling    {now.sampling_rate:.1%} of requests are audited, the least sure {now.level:.0%} go to the remote",
     ]
+    if task.mode is not None:
+        lines.append(f"  mode        {_mode_text(task.mode)}")
     lines += [
         f"  spend       {_spend_text(window)}" for window in task.spend if window.limit is not None or window.spent
     ]
-    lines += [f"  {_when(event.at)}  {event.name}: {event.message}" for event in task.events[:5]]
+    lines += [f"  {_when(event.at)}  {event.name}: {event.message}" for event in task.events[-5:]]
+    return "\n".join(lines)
+
+
+def _mode_text(mode: Mode) -> str:
+    if mode.mode == "auto":
+        return "auto: its state decides who answers"
+    return "the remote alone answers until " + ("`auto`" if mode.until is None else _when(mode.until))
+
+
+def _step_text(step: Step) -> str:
+    made = step.decision
+    behind = {0: "", None: "  (the replayed state says otherwise)"}.get(step.lag, f"  ({step.lag} behind)")
+    score = "" if step.score is None else f", score {step.score:.2f}"
+    said = [f"{step.seq:>7}           {name}: {message}" for name, message in step.events.items()]
+    line = (
+        f"{step.seq:>7}  {step.request_id[:8]}  {step.served or 'nobody':6}  {made.reason:14}  p {made.p:6.1%}  "
+        f"level {made.level:4.0%}  {step.version or '–':4} {made.phase}{score}, ${step.cost / 1e6:.6f}{behind}"
+    )
+    return "\n".join([line, *said])
+
+
+def _ending_text(end: Ending) -> str:
+    lines = [
+        f"{end.records:,} requests: {end.exact:,} decided as the state after the one before says, {end.lagging:,} as an "
+        f"earlier state says (requests at the same time), {end.unexplained:,} as no replayed state says"
+    ]
+    if end.unexplained:
+        lines.append("  (other settings then, or a version that began while requests were under way)")
+    if end.snapshot is None:
+        lines.append("no engine has saved a state yet: there is nothing to compare the replayed one with")
+    else:
+        same = f"differs in {', '.join(end.differs)} from" if end.differs else "equals"
+        lines.append(f"the replayed state {same} the engine's (saved at {end.snapshot}, and the Records after it)")
+    return "\n".join(lines)
+
+
+def _explanation_text(found: Explanation) -> str:
+    record, now, made = found.record, found.before, found.record.decision
+    answers = [
+        f"The {name} model{f' ({answer.model})' if answer.model else ''} said {json.dumps(answer.output)}"
+        + (f" with confidence {answer.confidence:.3f}" if answer.confidence is not None else "")
+        + (f" ({answer.problem})" if answer.problem else "")
+        + "."
+        for name, answer in (("local", record.local), ("remote", record.remote))
+        if answer is not None
+    ]
+    level = f"level {now.level:.0%}" + (f" (below {now.threshold:.3f} defers)" if now.threshold is not None else "")
+    bounds = "" if now.agreement is None else f", agreement {now.agreement:.1%} [{now.lower:.1%}, {now.upper:.1%}]"
+    detectors = ", ".join(f"{name} {value:.3g}" for name, value in now.detail.items())
+    parts = [
+        f"Request {record.request_id} of {record.task}, {_when(record.at)} (number {found.seq}): "
+        + (f"the {record.served} model was served" if record.served else f"nobody answered ({record.error})")
+        + f", because {_WHY[made.reason]}.",
+        f"The probability of an audit was {made.p:.1%}, fixed before the input was read"
+        + ("; the coin came up." if made.audit else "; the coin did not come up."),
+        f"It was asked {textwrap.shorten(json.dumps(record.input), 300)}.",
+        *answers,
+        f"Their score: {record.score.value:.3f}." if record.score is not None else "",
+        f"Just before, the task was in {now.phase} with {now.version or 'no version'}, {level}, "
+        f"{'certified' if now.certified else 'not certified'}, drift {now.drift}, {now.audits} audits{bounds}.",
+        f"Certificates (20 is enough at 5 %) and detectors: {detectors}." if detectors else "",
+        " ".join(f"It made true: {name}, {message}." for name, message in found.events.items()),
+        f"It cost ${record.cost / 1e6:.6f} in {len(record.attempts)} attempts"
+        + "".join(f"; {a.model}: {a.outcome}, ${a.cost / 1e6:.6f}" for a in record.attempts)
+        + ".",
+        ""
+        if found.lag == 0
+        else "The decision was made on an earlier state than this one."
+        if found.lag
+        else "The replayed state does not say the same as the decision.",
+    ]
+    return " ".join(part for part in parts if part)
+
+
+def _plan_text(name: str, found: Plan, *, wanted: float) -> str:
+    day = f"{found.delay / found.requests_per_day:.2g} days"
+    pays = "never as many" if found.break_even is None else f"after about {found.break_even:,} requests as many"
+    lines = [
+        f"{name}: min_floor {found.floor:.4g}",
+        f"  notices     that {found.drop:.0%} of what is served is wrong within about {found.delay:,.0f} requests ({day}), "
+        "in 95 of 100 cases",
+        f"  audits      {found.audits_per_day:,.0f} a day; they add ${found.audit_cost_per_day / 1e6:.2f} a day",
+        f"  break-even  {pays} calls are saved as the cold start (at least {found.cold_start:,}) and the audits took",
+        f"  saving      ${found.saving_per_month / 1e6:,.2f} a month, at ${found.cost / 1e6:.6f} a call",
+        f"  assumed     that the local model may answer {found.local_share:.0%} of the requests (--local-share)",
+    ]
+    if found.delay > wanted:
+        lines.append(f"  note        {wanted:g} requests are too few for this drop, even if every one is audited")
+    if found.drop < 0.3:
+        lines.append("  note        measured for drops of 30 % and more; smaller ones take several times longer")
     return "\n".join(lines)
 
 
@@ -282,8 +488,9 @@ def _when(at: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
 
 
-def _promise(config: Config, task: str) -> str:
-    return decide.promise(config.sampling.min_floor, config.task(task).confidence_thresholds.phase2_to_phase3)
+def _promise(config: Config, name: str) -> str:
+    task = config.task(name)
+    return decide.promise((task.sampling or config.sampling).min_floor, task.confidence_thresholds.phase2_to_phase3)
 
 
 # --- input and output --------------------------------------------------------------------------------------------------
@@ -313,7 +520,7 @@ def _lines(given: str) -> Iterable[str]:
 def _json(text: str) -> Json:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"the input is not JSON: {error}", hint="""say --input '{"text": "…"}'""") from error
 
 
@@ -322,8 +529,12 @@ def _given(value: str | None, flag: str, prompt: str) -> str:
     if value is not None:
         return value
     if not sys.stdin.isatty():
-        raise ConfigError(f"{flag} is needed where nobody can be asked")
-    return input(prompt).strip()
+        raise ConfigError(f"{flag} is needed where nobody can be asked", hint="`apprentice init --help`")
+    print(prompt, end="", file=sys.stderr, flush=True)
+    try:
+        return input().strip()
+    except EOFError as error:
+        raise ConfigError(f"no answer; {flag} says it, too", hint="`apprentice init --help`") from error
 
 
 def _positive(text: str) -> int:
@@ -331,6 +542,32 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
     return value
+
+
+def _duration(text: str) -> float:
+    """Seconds of a time such as 90s, 30m, 2h or 7d."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text, re.ASCII)
+    if found is None or float(found[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 90s, 30m, 2h or 7d")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+
+
+def _above_zero(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in (0, 1]")
+    return value
+
+
+def _dollars(text: str) -> float:
+    return _above_zero(text) * 1e6
 
 
 def _print_json(value: Any, *, indent: int | None = None) -> None:
@@ -392,6 +629,46 @@ COMMANDS = (
     ),
     Command("status", _status, "apprentice status --json"),
     Command("report", _report, "apprentice report"),
+    Command(
+        "mode",
+        _mode,
+        "apprentice mode classify remote --for 2h",
+        (
+            ("task", {}),
+            ("mode", {"choices": ("remote", "auto")}),
+            (
+                "--for",
+                {
+                    "dest": "seconds",
+                    "type": _duration,
+                    "metavar": "TIME",
+                    "help": "90s, 30m, 2h, 7d; else until `auto`",
+                },
+            ),
+        ),
+    ),
+    Command("replay", _replay, "apprentice replay classify", (("task", {}),)),
+    Command("explain", _explain, "apprentice explain 3f0c5e…", (("request_id", {}),)),
+    Command(
+        "plan",
+        _plan,
+        "apprentice plan --delay 500 --drop 0.3 --requests-per-day 20000 --cost 0.002",
+        (
+            ("--task", {"metavar": "NAME", "help": "which task; not needed where there is one only"}),
+            ("--delay", {"type": _above_zero, "required": True, "metavar": "N", "help": "requests, at most"}),
+            ("--drop", {"type": _share, "required": True, "help": "share of wrong answers to notice, say 0.3"}),
+            ("--requests-per-day", {"type": _above_zero, "required": True, "metavar": "N"}),
+            ("--cost", {"type": _dollars, "help": "US dollars of one remote call; default: the recorded mean"}),
+            (
+                "--local-share",
+                {
+                    "type": _share,
+                    "default": 0.6,
+                    "help": "an assumption: the share that the local model may answer; default: %(default)s",
+                },
+            ),
+        ),
+    ),
     Command("learn", _learn, "apprentice learn classify", (("task", {}),)),
     Command(
         "worker",

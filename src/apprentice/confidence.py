@@ -595,16 +595,29 @@ def _sampling(state: State, settings: Settings) -> float:
     return min(max(rate, slow), 1.0)
 
 
-def standing(state: State, settings: Settings) -> Confidence:
-    """What `decide` needs, at the price of a request: no bounds, no detail."""
+def standing(state: State, settings: Settings, before: Confidence | None = None) -> Confidence:
+    """What `decide` needs, at the price of a request: no bounds, no detail.
+
+    `before` is what this function said last; most requests change nothing, and then it is said again.
+    """
     last = len(settings.levels) - 1
+    rate = _sampling(state, settings)
+    level = settings.levels[state.rung]
+    if before is not None and (before.sampling_rate, before.labels, before.level, before.verified, before.version) == (
+        rate,
+        state.labels,
+        level,
+        state.verified,
+        state.version,
+    ):
+        return before  # all the rest changes with a label only
     inner = state.ranked and 0 < state.rung < last
     return Confidence(
         phase="cold_start" if state.version is None else "reinforcement" if state.rung == last else "steady",
         version=state.version,
-        level=settings.levels[state.rung],
+        level=level,
         threshold=state.thresholds[state.rung] if inner else None,
-        sampling_rate=_sampling(state, settings),
+        sampling_rate=rate,
         certified=state.certified,
         verified=state.verified,
         drift=state.drift,

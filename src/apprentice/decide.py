@@ -90,7 +90,7 @@ def needs_training(new_examples: int, trained_on: int, batch_size: int, first: i
     The first version waits for `first` examples, the next ones for `batch_size` new ones or two fifths more than
     before, whichever is more: each version starts its evidence anew, so a late one must bring enough to pay for that.
 
-    >>> needs_training(100, 300, 100, 50), needs_training(100, 1000, 100, 50)
+    >>> needs_training(100, 200, 100, 50), needs_training(100, 1000, 100, 50)
     (True, False)
     """
     if trained_on == 0:

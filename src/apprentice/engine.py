@@ -11,7 +11,9 @@ arrives at the same state, and a restart arrives at the state it left.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
+import math
 import os
 import subprocess
 import sys
@@ -25,7 +27,7 @@ from functools import wraps
 from pathlib import Path
 from random import Random
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from apprentice import confidence, decide, plugins
 from apprentice.calls import Calls
@@ -38,7 +40,6 @@ from apprentice.errors import (
     IdempotencyConflict,
     InvalidAnswer,
     ModelError,
-    NoLocalModel,
 )
 from apprentice.types import (
     Answer,
@@ -49,6 +50,7 @@ from apprentice.types import (
     Event,
     Evidence,
     Json,
+    Mode,
     Model,
     Reason,
     Record,
@@ -76,6 +78,7 @@ class _Live:
     standing: Confidence = field(default_factory=Confidence)
     known: dict[str, list[float]] = field(default_factory=dict)  # confidences on recent inputs, by version
     champion: Version | None = None
+    mode: Mode | None = None  # what an operator asked for last
     model: Model | None = None
     retired: list[Model] = field(default_factory=list)  # closed with the engine: requests in flight may still use them
     unsaid: deque[tuple[Event, str | None]] = field(default_factory=deque)  # found by the fold, not recorded yet
@@ -83,6 +86,15 @@ class _Live:
     tried_at: int = 0  # how many there were when a teaching cycle was last started
     cycle: asyncio.Task[None] | None = None
     in_flight: dict[str, asyncio.Future[Result]] = field(default_factory=dict)  # by idempotency key
+    unusable: str | None = None  # the champion that could not be loaded
+
+    def report(self, name: str, at: Seconds, version: str | None, message: str) -> None:
+        """Have an event recorded, once a version."""
+        evidence = {"version": version}
+        event = Event(
+            key=f"{name}/{version}", name=name, task=self.config.name, at=at, message=message, evidence=evidence
+        )
+        self.unsaid.append((event, None))
 
 
 class Apprentice:
@@ -110,7 +122,10 @@ class Apprentice:
         self._tasks: dict[str, _Live] = {}
         self._store: Store
         self._calls: Calls
-        self._open_lock = asyncio.Lock()
+        self._open_lock = asyncio.Lock()  # one opens or closes
+        self._busy = 0  # requests in flight
+        self._quiet = asyncio.Event()
+        self._quiet.set()
         self._fold_lock = asyncio.Lock()
 
     # --- the call -----------------------------------------------------------------------------------------------------
@@ -194,6 +209,21 @@ class Apprentice:
 
         return await self._bridge.here(read())
 
+    async def mode(self, task: str, mode: Literal["remote", "auto"], *, seconds: Seconds | None = None) -> None:
+        """Let the remote alone answer the task from now on, for so many seconds or until "auto".
+
+        Durable, and shared: this process follows at once, every other one on the store from its second request on (its
+        first one brings the news). Nothing is compared meanwhile, so a long spell ends with the quality unverified.
+        Raises UnknownTask; ConfigError for seconds that are no time to come, or given with "auto".
+        """
+
+        async def change() -> None:
+            await self._live(task)
+            await set_mode(self._store, task, mode, at=self._clock(), seconds=seconds)
+            await self._catch_up()
+
+        await self._bridge.here(change())
+
     async def idle(self) -> None:
         """Return when no teaching cycle that this process started is running."""
 
@@ -225,7 +255,7 @@ class Apprentice:
         self.close()
 
     async def aclose(self) -> None:
-        """Close the store and the models; a teaching cycle that runs in the background goes on."""
+        """Wait for the requests in flight, then close; a teaching cycle that runs in the background goes on."""
         await self._bridge.here(self._close())
         self._bridge.stop()
 
@@ -236,9 +266,9 @@ class Apprentice:
 
     async def _open(self) -> None:
         """Open the store, build the remotes, and bring every task up to date. Raises ConfigError, StoreError."""
-        if self._closed:
-            raise ApprenticeError("this Apprentice is closed", hint="make a new one")
         async with self._open_lock:
+            if self._closed:
+                raise ApprenticeError("this Apprentice is closed", hint="make a new one")
             if self._opened:
                 return
             if problems := missing(self.config):
@@ -266,8 +296,8 @@ class Apprentice:
             task, confidence.settings(task.confidence_thresholds, task.sampling or self.config.sampling), evaluator
         )
         if (saved := await self._store.load_state(task.name)) is not None:
-            live.seq, text = saved
-            live.state = confidence.State.from_json(text)
+            with contextlib.suppress(ValueError):  # of another format: it is built again from the Records
+                live.state, live.seq = confidence.State.from_json(saved[1]), saved[0]
         for version in await self._store.versions(task.name):
             live.tried_at = max(live.tried_at, version.metrics.get("labels", 0))
         return live
@@ -278,18 +308,22 @@ class Apprentice:
         return built
 
     async def _close(self) -> None:
-        if not self._opened or self._closed:
-            self._closed = True
-            return
-        self._closed = True
-        for live in self._tasks.values():
-            if live.cycle is not None:
-                live.cycle.cancel()  # ends the waiting, not the worker
-            for model in [*live.retired, *([live.model] if live.model is not None else [])]:
-                await model.close()
-            await self._save(live)
-        await self._calls.close()
-        await self._store.close()
+        async with self._open_lock:
+            if self._closed or not self._opened:
+                self._closed = True
+                return
+            self._closed = True  # from here on nobody new comes in
+            await self._quiet.wait()
+            try:
+                for live in self._tasks.values():
+                    if live.cycle is not None:
+                        live.cycle.cancel()  # ends the waiting, not the worker
+                    for model in [*live.retired, *([live.model] if live.model is not None else [])]:
+                        await model.close()
+                    await self._save(live)
+            finally:
+                await self._calls.close()
+                await self._store.close()
 
     async def _live(self, name: str) -> _Live:
         self.config.task(name)  # UnknownTask, with the nearest names
@@ -303,45 +337,71 @@ class Apprentice:
         self, name: str, input: Json, *, idempotency_key: str | None, deadline: Seconds | None, tags: dict[str, str]
     ) -> Result:
         self.config.task(name).validate_input(input)
+        until = None if deadline is None else asyncio.get_running_loop().time() + deadline
         live = await self._live(name)
-        if idempotency_key is None:
-            return await self._answer(live, input, None, deadline, tags)
-        while (running := live.in_flight.get(idempotency_key)) is not None:
-            await asyncio.wait([running])  # whatever it ends in, the store knows it then
-        live.in_flight[idempotency_key] = done = asyncio.get_running_loop().create_future()
+        self._busy += 1
+        self._quiet.clear()
         try:
-            if (before := await self._store.record_by_key(name, idempotency_key)) is not None:
-                return _result_again(before, input)
-            return await self._answer(live, input, idempotency_key, deadline, tags)
+            if idempotency_key is None:
+                return await self._answer(live, input, None, until, tags)
+            return await self._answer_once(live, input, idempotency_key, until, tags)
         finally:
-            del live.in_flight[idempotency_key]
+            self._busy -= 1
+            if self._busy == 0:
+                self._quiet.set()
+
+    async def _answer_once(
+        self, live: _Live, input: Json, key: str, deadline: float | None, tags: dict[str, str]
+    ) -> Result:
+        """The answer to the first request with this key; whoever comes meanwhile waits for it."""
+        loop = asyncio.get_running_loop()
+        while (running := live.in_flight.get(key)) is not None:
+            # Whatever it ends in, the store knows it then.
+            await asyncio.wait([running], timeout=None if deadline is None else deadline - loop.time())
+            if not running.done():
+                raise DeadlineExceeded(f"the first request with the idempotency key {key!r} is not answered yet")
+        live.in_flight[key] = done = loop.create_future()
+        try:
+            if (before := await self._store.record_by_key(live.config.name, key)) is not None:
+                return _result_again(before, input)
+            return await self._answer(live, input, key, deadline, tags)
+        finally:
+            del live.in_flight[key]
             done.cancel()
 
     async def _answer(
-        self, live: _Live, input: Json, key: str | None, deadline: Seconds | None, tags: dict[str, str]
+        self, live: _Live, input: Json, key: str | None, deadline: float | None, tags: dict[str, str]
     ) -> Result:
+        at = self._clock()
         request = _Request(
             id=new_id(),
-            at=self._clock(),
+            at=at,
             started=time.perf_counter(),
             input=input,
             key=key,
             tags=tags,
-            deadline=None if deadline is None else asyncio.get_running_loop().time() + deadline,
+            deadline=deadline,
             version=live.champion.id if live.champion is not None else None,
-            decision=decide.decide(live.standing, has_local=live.model is not None, coin=self._dice.random()),
+            decision=decide.decide(
+                live.standing,
+                has_local=live.model is not None,
+                forced_remote=live.mode is not None and live.mode.forces_remote(at),
+                coin=self._dice.random(),
+            ),
         )
         try:
             await self._ask(live, request)
-        except asyncio.CancelledError:
-            # What was paid for is recorded although nobody waits for it any more.
-            await asyncio.shield(self._write(live, request, error="cancelled by the caller"))
+        except (asyncio.CancelledError, Exception) as error:
+            gone = isinstance(error, asyncio.CancelledError)
+            said = "cancelled by the caller" if gone else f"{type(error).__name__}: {error}"
+            # What was paid for is recorded, also when nobody waits for it any more.
+            await asyncio.shield(self._write(live, request, error=said))
             raise
-        except ApprenticeError as error:
-            await self._write(live, request, error=f"{type(error).__name__}: {error}")
-            raise
-        await self._write(live, request)
-        return request.result()
+        record = await self._write(live, request)
+        if key is not None and record.idempotency_key is None:
+            before = await self._store.record_by_key(live.config.name, key)
+            return _result_again(record if before is None else before, input)
+        return _result(record)
 
     async def _ask(self, live: _Live, request: _Request) -> None:
         if request.decision.route != "remote":
@@ -362,7 +422,11 @@ class Apprentice:
                     raise
                 request.change(route="local", reason="remote_failed")
         if request.local is not None and request.remote is not None:
-            request.score = await _compare(live.evaluator, request.local, request.remote)
+            try:
+                request.score = await _compare(live.evaluator, request.local, request.remote)
+            except Exception as error:  # noqa: BLE001  (the answer is there and paid for)
+                request.problem = f"not compared: {type(error).__name__}: {error}"
+                live.report("EVALUATION_FAILED", request.at, request.version, request.problem)
 
     async def _ask_local(self, live: _Live, request: _Request) -> None:
         assert live.model is not None  # decide() routes to the local model only where there is one
@@ -371,9 +435,9 @@ class Apprentice:
                 answer = await live.model.answer(live.config.task, request.input)
         except TimeoutError as error:
             raise DeadlineExceeded("the local model did not answer before the deadline") from error
-        except (NoLocalModel, ModelError) as error:
-            request.local = None
-            request.change(route="remote", reason="local_failed", problem=str(error))
+        except Exception as error:  # noqa: BLE001  (whatever it is, the remote can answer)
+            request.problem = f"local: {type(error).__name__}: {error}"
+            request.change(route="remote", reason="local_failed")
             return
         request.local = _validated(live.config, answer)
         request.decision = decide.defer(
@@ -386,11 +450,18 @@ class Apprentice:
         serving = request.decision.phase == "steady" and request.local is not None and request.local.output is not None
         return serving and self.config.budget.on_exhausted == "degrade"
 
-    async def _write(self, live: _Live, request: _Request, *, error: str | None = None) -> None:
-        seq = await self._store.append(request.record(live.config.name, error))
+    async def _write(self, live: _Live, request: _Request, *, error: str | None = None) -> Record:
+        record = request.record(live.config.name, error)
+        try:
+            seq = await self._store.append(record)
+        except IdempotencyConflict:
+            # Another process answered this key meanwhile. Its answer counts; what ours cost is recorded without the key.
+            record = record.model_copy(update={"idempotency_key": None})
+            seq = await self._store.append(record)
         if seq > live.seq:
             await self._catch_up()
         self._maybe_learn(live)
+        return record
 
     # --- the live state -----------------------------------------------------------------------------------------------
 
@@ -401,17 +472,19 @@ class Apprentice:
             last = changes.evidence[-1].seq if changes.evidence else 0
             for name, live in self._tasks.items():
                 rows = [row for row in changes.evidence if row.task == name and row.seq > live.seq]
+                live.mode = changes.modes.get(name)
                 latest = changes.champions.get(name)
-                promoted = latest is not None and (live.champion is None or live.champion.id != latest.id)
+                served = live.champion.id if live.champion is not None else None
+                promoted = latest is not None and latest.id not in (served, live.unusable)
                 if promoted or {row.version for row in rows} - {None, *live.known}:
                     versions = await self._store.versions(name)
                     live.known = {version.id: version.metrics.get("confidences", []) for version in versions}
                 self._fold(live, rows)
                 live.seq = max(live.seq, last)
                 if latest is not None and promoted:
-                    await self._adopt(live, latest)
+                    self._adopt(live, latest)
                 elif rows:
-                    live.standing = confidence.standing(live.state, live.settings)
+                    live.standing = confidence.standing(live.state, live.settings, live.standing)
                 await self._say(live)
                 if live.seq - live.saved_at >= _SNAPSHOT_EVERY:
                     await self._save(live)
@@ -443,16 +516,24 @@ class Apprentice:
         await self._store.save_state(live.config.name, live.seq, live.state.to_json())
         live.saved_at = live.seq
 
-    async def _adopt(self, live: _Live, champion: Version) -> None:
-        """Serve another version from the next request on; requests in flight finish with the one they began with."""
+    def _adopt(self, live: _Live, champion: Version) -> None:
+        """Serve another version from the next request on; requests in flight finish with the one they began with.
+
+        One that cannot be loaded is reported, and things stay as they are: the remote can answer.
+        """
         local = live.config.local or self.config.local
-        model: Model = plugins.build("models", local.backend, checkpoint=champion.path, **local.settings)
-        former, live.model, live.champion = live.model, model, champion
-        if live.state.version != champion.id:  # a restored state may know it already
-            confidence.start_version(live.state, live.settings, champion.id, live.known[champion.id])
+        try:
+            model: Model = plugins.build("models", local.backend, checkpoint=champion.path, **local.settings)
+        except ConfigError as error:
+            live.unusable = champion.id
+            live.report("VERSION_UNUSABLE", self._clock(), champion.id, str(error))
+        else:
+            if live.model is not None:
+                live.retired.append(live.model)
+            live.model, live.champion = model, champion
+            if live.state.version != champion.id:  # a restored state may know it already
+                confidence.start_version(live.state, live.settings, champion.id, live.known[champion.id])
         live.standing = confidence.standing(live.state, live.settings)
-        if former is not None:
-            live.retired.append(former)
 
     # --- teaching, in a process of its own ----------------------------------------------------------------------------
 
@@ -501,6 +582,7 @@ class _Request:
     remote: Answer | None = None
     score: Score | None = None
     attempts: list[Attempt] = field(default_factory=list)
+    problem: str | None = None  # what went wrong on the way although there is an answer
 
     @property
     def sure(self) -> bool:
@@ -510,7 +592,7 @@ class _Request:
         threshold = self.decision.threshold
         return threshold is None or (self.local.confidence is not None and self.local.confidence >= threshold)
 
-    def change(self, *, route: str, reason: Reason, problem: str | None = None) -> None:
+    def change(self, *, route: str, reason: Reason) -> None:
         self.decision = self.decision.model_copy(update={"route": route, "reason": reason})
 
     @property
@@ -539,22 +621,7 @@ class _Request:
             latency=time.perf_counter() - self.started,
             idempotency_key=self.key,
             tags=self.tags,
-            error=error,
-        )
-
-    def result(self) -> Result:
-        served = self.served
-        if served is None:
-            raise InvalidAnswer("neither model gave an answer that fits the task's output schema")
-        source, answer = served
-        return Result(
-            output=answer.output,
-            source=source,
-            request_id=self.id,
-            version=self.version if source == "local" else None,
-            confidence=self.local.confidence if self.local is not None else None,
-            cost=sum(attempt.cost for attempt in self.attempts),
-            decision=self.decision,
+            error=error or self.problem,
         )
 
 
@@ -628,6 +695,25 @@ def new_id() -> str:
     return uuid.uuid4().hex
 
 
+async def set_mode(
+    store: Store, task: str, mode: Literal["remote", "auto"], *, at: Seconds, seconds: Seconds | None = None
+) -> Mode:
+    """The mode as every process on the store will see it; recorded as the event MODE, too. See `Apprentice.mode`."""
+    if seconds is not None and (mode == "auto" or not 0 < seconds < math.inf):
+        raise ConfigError(
+            f"mode {mode!r} for {seconds!r} seconds means nothing",
+            hint="`remote` takes a time above 0, or none: until `auto`, which takes none",
+        )
+    until = None if seconds is None else at + seconds
+    await store.set_mode(task, mode, until, at)
+    spell = "until `auto`" if until is None else f"for {seconds:g} seconds"
+    message = f"the remote alone answers {spell}" if mode == "remote" else "the state of the task decides who answers"
+    await store.add_event(
+        Event(name="MODE", task=task, at=at, message=message, evidence={"mode": mode, "until": until})
+    )
+    return Mode(mode=mode, until=until, at=at)
+
+
 def _validated(task: TaskConfig, answer: Answer) -> Answer:
     """The local answer, without its output if that does not fit the task's output schema: it is never served then."""
     if answer.output is None:
@@ -639,21 +725,25 @@ def _validated(task: TaskConfig, answer: Answer) -> Answer:
     return answer
 
 
-async def _compare(evaluator: Evaluator, local: Answer, remote: Answer) -> Score:
-    if local.output is None:
-        return Score(value=0.0)  # an answer that cannot be served agrees with nothing
-    return await evaluator(local.output, remote.output)
+async def _compare(evaluator: Evaluator, local: Answer, remote: Answer) -> Score | None:
+    """None for a local answer that cannot be served: it is no disagreement that anybody would have seen."""
+    return await evaluator(local.output, remote.output) if local.output is not None else None
 
 
 def _result_again(record: Record, input: Json) -> Result:
     """The Result of a request that was answered before under the same idempotency key."""
     if record.input != input:
         raise IdempotencyConflict(f"the idempotency key {record.idempotency_key!r} was used before, with another input")
-    answer = record.remote if record.served == "remote" else record.local
-    if record.served is None or answer is None:
+    if record.served is None:
         raise IdempotencyConflict(
             f"the request with the idempotency key {record.idempotency_key!r} failed: {record.error}"
         )
+    return _result(record)
+
+
+def _result(record: Record) -> Result:
+    answer = record.remote if record.served == "remote" else record.local
+    assert record.served is not None and answer is not None  # a request without an answer ended in an error
     return Result(
         output=answer.output,
         source=record.served,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from apprentice import decide, plugins, promotion
 from apprentice.config import Config, TaskConfig
-from apprentice.errors import TrainingError
+from apprentice.errors import ConfigError, ModelError, StoreError, TrainingError
 from apprentice.types import (
     Answer,
     Checkpoint,
@@ -136,18 +136,29 @@ async def examine(
             for answer, example in zip(answers, selection.held_out, strict=True)
         ]
 
+    async def of(path: str) -> list[float]:
+        model = _model(config, task, path)
+        try:
+            return await scores(model)
+        finally:
+            await model.close()
+
+    champion = next((version for version in await store.versions(task.name) if version.state == "champion"), None)
+    before: list[float] | None = None
+    unusable = ""
+    if champion is not None:
+        try:
+            before = await of(champion.path)
+        except (ConfigError, ModelError) as error:  # its files are gone, or the task's schema was changed since
+            unusable = f"{champion.id} can no longer answer: {error}"
     candidate = _model(config, task, str(checkpoint.path))
-    champions = [version for version in await store.versions(task.name) if version.state == "champion"]
-    champion = _model(config, task, champions[0].path) if champions else None
     try:
-        screening = promotion.screen(await scores(candidate), await scores(champion) if champion is not None else None)
+        screening = promotion.screen(await scores(candidate), before)
         recent = [record for _, record in await store.records(task.name, limit=_RECENT, newest=True)]
         confidences = await _confidences(task, candidate, recent, checkpoint)
     finally:
-        for model in (candidate, champion):
-            if model is not None:
-                await model.close()
-    return Examination(screening, confidences)
+        await candidate.close()
+    return Examination(screening._replace(reason=unusable) if unusable else screening, confidences)
 
 
 async def promote(
@@ -194,7 +205,7 @@ async def promote(
 
 @asynccontextmanager
 async def _teaching(store: Store, task_name: str, owner: str, clock: Callable[[], Seconds]) -> AsyncIterator[Lease]:
-    """Hold the right to teach a task. Losing it (a suspended machine, say) cancels the cycle."""
+    """Hold the right to teach a task. Losing it (a suspended machine, say) ends the cycle with a TrainingError."""
     name = f"learn/{task_name}"
     while (lease := await store.acquire(name, owner, clock(), _LEASE)) is None:  # noqa: ASYNC110 - nobody tells us
         await asyncio.sleep(_LOOK)
@@ -203,13 +214,20 @@ async def _teaching(store: Store, task_name: str, owner: str, clock: Callable[[]
     async def keep(held: Lease | None) -> None:
         while held is not None:
             await asyncio.sleep(_LEASE / 4)
-            held = await store.renew(held, clock(), _LEASE)
+            try:
+                held = await store.renew(held, clock(), _LEASE)
+            except StoreError as error:
+                held = held if error.retryable else None
         if cycle is not None:
             cycle.cancel()
 
     keeper = asyncio.create_task(keep(lease))
     try:
         yield lease
+    except asyncio.CancelledError as error:
+        if keeper.done() and cycle is not None and cycle.uncancel() == 0:
+            raise TrainingError(f"another process took over teaching {task_name!r}") from error
+        raise
     finally:
         keeper.cancel()
         await store.release(lease)

@@ -5,14 +5,34 @@ Everything here is a query over what the store keeps; no model is loaded, no key
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import contextlib
+import math
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from zoneinfo import ZoneInfo
 
-from apprentice import budget, confidence
+from apprentice import budget, confidence, decide
 from apprentice.config import Config, TaskConfig
-from apprentice.types import Confidence, Event, Micros, Phase, Record, Seconds, Store, Value, Version
+from apprentice.errors import InvalidRequest
+from apprentice.types import (
+    Confidence,
+    Decision,
+    Event,
+    Evidence,
+    Micros,
+    Mode,
+    Phase,
+    Record,
+    Seconds,
+    Source,
+    Store,
+    Value,
+    Version,
+)
 
 _PAGE = 1000  # Records read at a time
+_LAG = 256  # Records that a decision may be behind the store, at most, and still be recognised
 _POINTS = 20  # points of a trajectory
 
 
@@ -32,6 +52,7 @@ class TaskStatus(Value):
     labels: int  # remote answers recorded
     confidence: Confidence
     version: Version | None = None
+    mode: Mode | None = None  # what an operator asked for, while it is in force
     spend: list[Spend]
     events: list[Event]
 
@@ -65,19 +86,74 @@ class TaskReport(Value):
     trajectory: list[Point]
 
 
+class Step(Value):
+    """One Record of a replay: what was decided, and whether the replayed state says the same."""
+
+    seq: int
+    request_id: str
+    at: Seconds
+    version: str | None
+    decision: Decision
+    served: Source | None
+    score: float | None
+    cost: Micros
+    lag: int | None  # Records that the decision was behind the store; None: no state of late says the same
+    events: dict[str, str]  # what became true by this Record
+
+
+class Ending(Value):
+    """How a replay came out."""
+
+    task: str
+    records: int
+    exact: int  # decided as the state after the Record before says
+    lagging: int  # decided as an earlier state says: requests at the same time, in this process or in another one
+    unexplained: int
+    snapshot: int | None  # the Record of the state that the engine saved last; None: there is nothing to compare with
+    differs: list[str]  # fields in which the replayed state differs from the engine's; empty: they are equal
+
+
+class Explanation(Value):
+    """One request, and the state just before it was recorded."""
+
+    record: Record
+    seq: int
+    lag: int | None  # as in Step
+    before: Confidence
+    events: dict[str, str]  # what became true by it
+
+
+class Plan(Value):
+    """What a floor of the sampling costs and brings, at the assumed share of requests that the local model answers."""
+
+    drop: float  # share of wrong answers that is to be noticed
+    delay: float  # requests within which it is, in 95 of 100 cases
+    floor: float  # the `min_floor` for that
+    requests_per_day: float
+    cost: float  # micro-dollars of one remote call
+    local_share: float  # an assumption, not a promise
+    audits_per_day: float
+    audit_cost_per_day: Micros  # of the audits that would otherwise not have asked the remote
+    cold_start: int  # requests at the beginning that the remote answers, at least
+    break_even: int | None  # requests until as many calls are saved as the cold start and the audits took; None: never
+    saving_per_month: Micros  # against all-remote, over 30 days after the cold start
+
+
 async def status(config: Config, store: Store, *, now: Seconds) -> list[TaskStatus]:
     """Where each task stands, in the order of the configuration."""
     found = []
     for task in config.tasks:
-        state, settings = await live_state(config, task, store)
-        versions = await store.versions(task.name)
+        history = await _read(config, task, store)
+        state = history.live()
+        mode = history.mode
         found.append(
             TaskStatus(
                 task=task.name,
                 requests=await store.count(task.name),
                 labels=await store.count(task.name, labelled=True),
-                confidence=confidence.summary(state, settings),
-                version=next((version for version in versions if version.state == "champion"), None),
+                confidence=confidence.summary(state, history.settings),
+                version=history.champion,
+                mode=mode if mode is not None and mode.forces_remote(now) else None,
                 spend=await _spend(config, task, store, now),
                 events=await store.events(task.name, limit=10),
             )
@@ -85,18 +161,47 @@ async def status(config: Config, store: Store, *, now: Seconds) -> list[TaskStat
     return found
 
 
-async def live_state(config: Config, task: TaskConfig, store: Store) -> tuple[confidence.State, confidence.Settings]:
-    """The state that an engine would be in, from the last snapshot and the Records after it."""
-    settings = confidence.settings(task.confidence_thresholds, task.sampling or config.sampling)
-    seq, state = 0, confidence.State()
+@dataclass(slots=True)
+class _History:
+    """What the store says of one task: the last snapshot of its live state, and Evidence."""
+
+    settings: confidence.Settings
+    snapshot: tuple[int, confidence.State] | None
+    rows: list[Evidence]
+    champion: Version | None
+    mode: Mode | None
+    known: dict[str, list[float]]
+
+    def live(self) -> confidence.State:
+        """The state that an engine has: the last snapshot, and the Records after it."""
+        seq, state = self.snapshot or (0, confidence.State())
+        for _ in confidence.fold(state, self.settings, (row for row in self.rows if row.seq > seq), self.known):
+            pass  # what became true was recorded by the engine
+        self.adopt(state)
+        return state
+
+    def adopt(self, state: confidence.State) -> None:
+        """Start the champion that has not answered anything yet."""
+        if self.champion is not None and self.champion.id != state.version:
+            confidence.start_version(state, self.settings, self.champion.id, self.known[self.champion.id])
+
+
+async def _read(config: Config, task: TaskConfig, store: Store, *, whole: bool = False) -> _History:
+    """The task's history since the last snapshot, or all of it."""
+    snapshot = None
     if (saved := await store.load_state(task.name)) is not None:
-        seq, state = saved[0], confidence.State.from_json(saved[1])
-    known = {version.id: version.metrics.get("confidences", []) for version in await store.versions(task.name)}
-    changes = await store.changes(seq)
-    confidence.fold(state, settings, [row for row in changes.evidence if row.task == task.name], known)
-    if (champion := changes.champions.get(task.name)) is not None and champion.id != state.version:
-        confidence.start_version(state, settings, champion.id, known[champion.id])
-    return state, settings
+        with contextlib.suppress(ValueError):  # of another format: like the engine, build it again from the Records
+            snapshot = saved[0], confidence.State.from_json(saved[1])
+    changes = await store.changes(0 if snapshot is None or whole else snapshot[0])
+    versions = await store.versions(task.name)  # read last, so that each version in `changes` is among them
+    return _History(
+        settings=confidence.settings(task.confidence_thresholds, task.sampling or config.sampling),
+        snapshot=snapshot,
+        rows=[row for row in changes.evidence if row.task == task.name],
+        champion=changes.champions.get(task.name),
+        mode=changes.modes.get(task.name),
+        known={version.id: version.metrics.get("confidences", []) for version in versions},
+    )
 
 
 async def report(config: Config, store: Store) -> list[TaskReport]:
@@ -170,6 +275,156 @@ async def _all(task: TaskConfig, store: Store) -> AsyncIterator[Record]:
     while page := await store.records(task.name, after=after, limit=_PAGE):
         for after, record in page:  # noqa: B007  (the last one is where the next page begins)
             yield record
+
+
+# --- replaying ---------------------------------------------------------------------------------------------------------
+
+
+async def replay(config: Config, store: Store, task: str) -> AsyncIterator[Step | Ending]:
+    """Every Record with what was decided and why, the state built again from nothing; at the end, whether it fits.
+
+    Raises UnknownTask.
+    """
+    configured = config.task(task)
+    history = await _read(config, configured, store, whole=True)
+    past, rows = _Past(history.settings, history.known), iter(history.rows)
+    lags: list[int | None] = []
+    async for record in _all(configured, store):
+        if (row := next(rows, None)) is None:
+            break  # recorded after the history was read
+        past.reach(row)
+        lags.append(past.lag(record))
+        yield Step(
+            seq=row.seq,
+            request_id=record.request_id,
+            at=record.at,
+            version=record.version,
+            decision=record.decision,
+            served=record.served,
+            score=row.score,
+            cost=record.cost,
+            lag=lags[-1],
+            events=past.fold(row),
+        )
+    history.adopt(past.state)
+    replayed, live = asdict(past.state), asdict(history.live())
+    exact, unexplained = lags.count(0), lags.count(None)
+    yield Ending(
+        task=task,
+        records=len(lags),
+        exact=exact,
+        lagging=len(lags) - exact - unexplained,
+        unexplained=unexplained,
+        snapshot=None if history.snapshot is None else history.snapshot[0],
+        differs=[name for name, value in replayed.items() if value != live[name]],
+    )
+
+
+async def explain(config: Config, store: Store, request_id: str) -> Explanation:
+    """One request, with the state of certificate and detectors just before it. Raises InvalidRequest for an unknown id."""
+    record = await store.record(request_id)
+    if record is None:
+        raise InvalidRequest(f"there is no request {request_id!r}", hint="`apprentice replay TASK` lists the requests")
+    history = await _read(config, config.task(record.task), store, whole=True)
+    past = _Past(history.settings, history.known)
+    for row in history.rows:
+        past.reach(row)
+        if row.at == record.at and await _is_at(row, record, store):
+            break
+        past.fold(row)
+    before = confidence.summary(past.state, past.settings)
+    return Explanation(record=record, seq=row.seq, lag=past.lag(record), before=before, events=past.fold(row))
+
+
+async def _is_at(row: Evidence, record: Record, store: Store) -> bool:
+    found = await store.records(record.task, after=row.seq - 1, limit=1)
+    return found[0][1].request_id == record.request_id
+
+
+@dataclass(slots=True)
+class _Past:
+    """A task's state as it was before each Record, and what it said of late."""
+
+    settings: confidence.Settings
+    known: Mapping[str, Sequence[float]]  # in the order of the versions
+    state: confidence.State = field(default_factory=confidence.State)
+    said: deque[Confidence] = field(default_factory=lambda: deque(maxlen=_LAG))
+
+    def reach(self, row: Evidence) -> None:
+        """Come to the Record: a version that is new with it had started before it was decided."""
+        version, order = row.version, [None, *self.known]
+        if version is not None and version in self.known and order.index(version) > order.index(self.state.version):
+            confidence.start_version(self.state, self.settings, version, self.known[version])
+        self.said.append(confidence.standing(self.state, self.settings))
+
+    def fold(self, row: Evidence) -> dict[str, str]:
+        """What becomes true by the Record."""
+        found = confidence.fold(self.state, self.settings, [row], self.known)
+        return {seen.name: seen.message for _, seen in found}
+
+    def lag(self, record: Record) -> int | None:
+        """How many Records ago the state last said what was decided."""
+        return next((lag for lag, said in enumerate(reversed(self.said)) if _follows(record, said)), None)
+
+
+def _follows(record: Record, said: Confidence) -> bool:
+    made = record.decision
+    again = decide.decide(
+        said,
+        has_local=record.version is not None,
+        forced_remote=made.reason == "forced",
+        coin=0.0 if made.audit else 1.0,  # which side it fell on is in the Record
+    )
+    parts = ("p", "audit", "level", "threshold", "phase")
+    return record.version in (None, said.version) and all(getattr(again, part) == getattr(made, part) for part in parts)
+
+
+# --- planning ----------------------------------------------------------------------------------------------------------
+
+
+def plan(
+    *, delay: float, drop: float, requests_per_day: float, cost: float, local_share: float, cold_start: int
+) -> Plan:
+    """What it takes to notice within `delay` requests that a share `drop` is served wrong, and what is left to save.
+
+    `cost`: micro-dollars of one remote call. `local_share` is an assumption: the share of requests that the local model
+    is let answer. A delay too short for any sampling gives the floor 1 and the delay of that.
+
+    >>> plan(delay=500, drop=0.4, requests_per_day=1000, cost=2000, local_share=0.5, cold_start=100).break_even
+    305
+    """
+    floor = decide.floor_for_delay(delay, drop)
+    saved = local_share * (1 - floor)  # calls a request, once the local model serves
+    return Plan(
+        drop=drop,
+        delay=decide.delay_for(floor, drop),
+        floor=floor,
+        requests_per_day=requests_per_day,
+        cost=cost,
+        local_share=local_share,
+        audits_per_day=floor * requests_per_day,
+        audit_cost_per_day=math.ceil(floor * local_share * requests_per_day * cost),
+        cold_start=cold_start,
+        break_even=math.ceil(cold_start + cold_start / saved) if saved > 0 else None,
+        saving_per_month=math.floor(30 * requests_per_day * saved * cost),
+    )
+
+
+def cold_start(config: Config, task: TaskConfig) -> int:
+    """Requests at the beginning of the task that the remote answers, at least: those that teach the first version, and
+    the audits that certify one which is never wrong."""
+    settings = confidence.settings(task.confidence_thresholds, task.sampling or config.sampling)
+    audits, bets = 0, settings.wealth_bets
+    while sum((1 + bet * settings.eps) ** audits for bet in bets) < len(bets) / settings.alpha:
+        audits += 1
+    return task.confidence_thresholds.phase1_to_phase2 + audits
+
+
+async def mean_cost(store: Store, task: str) -> float | None:
+    """Micro-dollars of a remote answer of the task, the mean of the last thousand; None before the first."""
+    records = await store.records(task, limit=_PAGE, labelled=True, newest=True)
+    costs = [record.remote.cost for _, record in records if record.remote is not None]
+    return sum(costs) / len(costs) if costs else None
 
 
 async def _spend(config: Config, task: TaskConfig, store: Store, now: Seconds) -> list[Spend]:

@@ -221,6 +221,22 @@ class Event(Value):
     key: str | None = None  # a second Event of the same task and key is the same Event: it is kept once
 
 
+class Mode(Value):
+    """What an operator wants for a task: "remote" asks the remote alone, until a moment or (None) until "auto"."""
+
+    mode: Literal["remote", "auto"]
+    until: Seconds | None = None
+    at: Seconds  # when it was asked for
+
+    def forces_remote(self, now: Seconds) -> bool:
+        """Whether it is in force and keeps the local model from answering.
+
+        >>> Mode(mode="remote", until=20.0, at=10.0).forces_remote(20.0)
+        False
+        """
+        return self.mode == "remote" and (self.until is None or now < self.until)
+
+
 class Cap(Value):
     """An upper limit on what one window may cost."""
 
@@ -313,6 +329,7 @@ class Changes(NamedTuple):
 
     evidence: list[Evidence]
     champions: Mapping[str, Version]
+    modes: Mapping[str, Mode]  # what was asked for last, also when its time is over
 
 
 class Lease(NamedTuple):
@@ -346,6 +363,9 @@ class Store(Protocol):
 
     async def add_event(self, event: Event) -> None: ...
     async def events(self, task: str | None = None, *, limit: int = 100) -> list[Event]: ...
+    async def set_mode(
+        self, task: str, mode: Literal["remote", "auto"], until: Seconds | None, at: Seconds
+    ) -> None: ...
 
     async def acquire(self, name: str, owner: str, now: Seconds, seconds: Seconds) -> Lease | None: ...
     async def renew(self, lease: Lease, now: Seconds, seconds: Seconds) -> Lease | None: ...

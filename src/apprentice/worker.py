@@ -14,9 +14,9 @@ import time
 
 from apprentice import plugins
 from apprentice.config import Config
-from apprentice.errors import ApprenticeError
+from apprentice.errors import ApprenticeError, StoreError
 from apprentice.learn import due, learn
-from apprentice.types import Seconds, Store, Version
+from apprentice.types import Event, Seconds, Store, Version
 
 
 async def once(config: Config, task: str, *, force: bool = False) -> Version | None:
@@ -29,13 +29,26 @@ async def once(config: Config, task: str, *, force: bool = False) -> Version | N
 
 
 async def forever(config: Config, *, every: Seconds) -> None:
-    """Teach whatever is due, looking again every so many seconds."""
+    """Teach whatever is due, looking again every so many seconds.
+
+    A cycle that fails is recorded as an event; it is tried again when more is known, and the other tasks go on.
+    """
     store: Store = plugins.build("stores", config.store.backend, path=config.store.path)
+    failed: dict[str, int] = {}  # by task: how many labels there were
     try:
         while True:
             for task in config.tasks:
-                if await due(config, task, store):
+                labels = await store.count(task.name, labelled=True)
+                if labels == failed.get(task.name) or not await due(config, task, store):
+                    continue
+                try:
                     await learn(config, task.name, store, clock=time.time, owner=owner())
+                except StoreError:
+                    raise
+                except ApprenticeError as error:
+                    failed[task.name] = labels
+                    said = f"{error}; serving goes on as before"
+                    await store.add_event(Event(name="TRAINING_FAILED", task=task.name, at=time.time(), message=said))
             await asyncio.sleep(every)
     finally:
         await store.close()

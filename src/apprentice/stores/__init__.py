@@ -18,7 +18,7 @@ from typing import Any, Literal
 import apsw
 
 from apprentice.errors import BudgetExhausted, BudgetHeld, StoreCorrupt, StoreError, StoreTooNew
-from apprentice.types import Cap, Event, Evidence, Hold, Json, Micros, Record, Version
+from apprentice.types import Cap, Event, Evidence, Hold, Json, Micros, Mode, Record, Seconds, Version
 
 type EndState = Literal["settled", "assumed", "released"]
 
@@ -116,7 +116,15 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             seal INTEGER NOT NULL
         ) WITHOUT ROWID""",
     ),
+    ("CREATE TABLE modes (task TEXT PRIMARY KEY, mode TEXT NOT NULL, until REAL, at REAL NOT NULL) WITHOUT ROWID",),
 )
+FIXED = (3, 51, 3)  # before it, a WAL database could be corrupted: https://sqlite.org/wal.html#walresetbug
+
+
+def check_sqlite(version: str) -> None:
+    """Raise StoreError for a SQLite that can damage what it keeps."""
+    if tuple(int(part) for part in version.split(".")) < FIXED:
+        raise StoreError(f"SQLite {version} can corrupt a write-ahead log", hint="pip install --upgrade apsw")
 
 
 def migrate(connection: apsw.Connection, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None:
@@ -469,6 +477,11 @@ def read_event(row: Sequence[Any]) -> Event:
         evidence=json.loads(evidence),
         key=None if key is None else from_text(key),
     )
+
+
+def read_mode(task: str, mode: Literal["remote", "auto"], until: Seconds | None, at: Seconds) -> tuple[str, Mode]:
+    """The task and its Mode, of a row."""
+    return from_text(task), Mode(mode=mode, until=until, at=at)
 
 
 def runs[T](rows: Sequence[T]) -> Iterator[Sequence[T]]:

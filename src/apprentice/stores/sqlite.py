@@ -27,7 +27,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import apsw
 
@@ -44,6 +44,7 @@ from apprentice.stores import (
     Books,
     EndState,
     Entry,
+    check_sqlite,
     entry_row,
     event_row,
     from_text,
@@ -53,6 +54,7 @@ from apprentice.stores import (
     read_entry,
     read_event,
     read_evidence,
+    read_mode,
     read_record,
     read_version,
     record_row,
@@ -64,7 +66,6 @@ from apprentice.types import Cap, Changes, Event, Evidence, Hold, Lease, Micros,
 
 type Row = tuple[Any, ...]
 
-FIXED = (3, 51, 3)  # before it, a WAL database could be corrupted: https://sqlite.org/wal.html#walresetbug
 GROUP = 512  # writes in one transaction
 PAGE = 256  # Records in one read, so that a long read neither blocks short ones nor holds up checkpoints
 WAL_PAGES = 1000  # 4 MiB, then what is in the log goes to the database
@@ -81,7 +82,7 @@ def build(path: str | Path, wait: Seconds = 30.0) -> SqliteStore:
     `wait`: seconds that a call may wait for other processes before it fails with StoreBusy.
     Raises StoreCorrupt (no database, or another program's), StoreTooNew, StoreBusy, StoreFull, StoreError.
     """
-    _check_version(apsw.sqlite_lib_version())
+    check_sqlite(apsw.sqlite_lib_version())
     path = Path(path).absolute()
     turn = _create(path)
     deadline = time.monotonic() + wait
@@ -123,14 +124,14 @@ class SqliteStore:
         return int(await self._writer.submit(record_row(record)))
 
     async def changes(self, after: int) -> Changes:
-        """Evidence of every task with a number above `after`, in order, and the champions of today."""
+        """Evidence of every task with a number above `after`, in order, and the champions and modes of today."""
         evidence: list[Evidence] = []
         while True:
-            page, champions = await self._read(partial(_changes, after=after))
-            evidence += page
-            if len(page) < 16 * PAGE:
-                return Changes(evidence, champions)
-            after = page[-1].seq
+            page = await self._read(partial(_changes, after=after))
+            evidence += page.evidence
+            if len(page.evidence) < 16 * PAGE:
+                return page._replace(evidence=evidence)
+            after = page.evidence[-1].seq
 
     async def record(self, request_id: str) -> Record | None:
         return await self._read(partial(_one_record, where="request_id = ?", values=(to_text(request_id),)))
@@ -208,6 +209,11 @@ class SqliteStore:
         """The last `limit` Events, the oldest of them first."""
         return await self._read(partial(_events, task=None if task is None else to_text(task), limit=max(limit, 0)))
 
+    async def set_mode(self, task: str, mode: Literal["remote", "auto"], until: Seconds | None, at: Seconds) -> None:
+        """Keep what an operator wants for the task, instead of what was wanted before."""
+        sql = "INSERT OR REPLACE INTO modes (task, mode, until, at) VALUES (?, ?, ?, ?)"
+        await self._change(sql, (to_text(task), mode, until, at))
+
     async def acquire(self, name: str, owner: str, now: Seconds, seconds: Seconds) -> Lease | None:
         """The lease until `now + seconds`, or None while somebody (also the same owner) has it."""
         act = partial(_acquire, name=name, owner=owner, now=now, until=now + seconds)
@@ -228,19 +234,11 @@ class SqliteStore:
 
     async def reserve(self, hold: Hold, caps: Sequence[Cap]) -> None:
         """Book the worst case in all windows of the hold, or in none. Raises what `Books.reserve` raises."""
-
-        def act(books: Books) -> None:
-            books.reserve(hold, caps)
-
-        await self._writer.submit(_Booking(hold.attempt_id, hold.windows, act))
+        await self._writer.submit(_Booking(hold.attempt_id, hold.windows, lambda books: books.reserve(hold, caps)))
 
     async def settle(self, attempt_id: str, cost: Micros, *, state: EndState) -> None:
         """Replace the attempt's hold by what it cost; the second time changes nothing. See `Books.settle`."""
-
-        def act(books: Books) -> None:
-            books.settle(attempt_id, cost, state)
-
-        await self._writer.submit(_Booking(attempt_id, (), act))
+        await self._writer.submit(_Booking(attempt_id, (), lambda books: books.settle(attempt_id, cost, state)))
 
     async def spent(self, windows: Sequence[str]) -> dict[str, Micros]:
         """What each window has taken, open holds included; 0 for one that nothing was ever booked in."""
@@ -673,10 +671,12 @@ def _places(number: int) -> str:
     return ", ".join("?" * number)
 
 
-def _changes(connection: apsw.Connection, after: int) -> tuple[list[Evidence], dict[str, Version]]:
+def _changes(connection: apsw.Connection, after: int) -> Changes:
     sql = f"SELECT {EVIDENCE_COLUMNS} FROM records WHERE seq > ? ORDER BY seq LIMIT ?"
     page = [read_evidence(row) for row in _rows(connection, sql, (after, 16 * PAGE))]
-    return page, {version.task: version for version in _versions(connection, "state = ?", ("champion",))}
+    champions = {version.task: version for version in _versions(connection, "state = ?", ("champion",))}
+    modes = _rows(connection, "SELECT task, mode, until, at FROM modes")
+    return Changes(page, champions, dict(read_mode(*row) for row in modes))
 
 
 def _versions(connection: apsw.Connection, where: str, values: Row) -> list[Version]:
@@ -725,11 +725,6 @@ def _amounts(connection: apsw.Connection, windows: Sequence[str]) -> dict[str, A
 
 
 # --- opening
-
-
-def _check_version(version: str) -> None:
-    if tuple(int(part) for part in version.split(".")) < FIXED:
-        raise StoreError(f"SQLite {version} can corrupt a write-ahead log", hint="pip install --upgrade apsw")
 
 
 def _create(path: Path) -> int:

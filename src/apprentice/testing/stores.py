@@ -31,6 +31,7 @@ from apprentice.types import (
     Event,
     Evidence,
     Hold,
+    Mode,
     Record,
     Score,
     Spending,
@@ -237,7 +238,7 @@ async def an_answer_without_output_is_no_label(build: Build, path: Path) -> None
 
 async def changes_tell_what_happened_since(build: Build, path: Path) -> None:
     async with _open(build, path) as store, _open(build, path) as other:
-        _same(await store.changes(0), ([], {}), "an empty store")
+        _same(await store.changes(0), ([], {}, {}), "an empty store")
         first = await store.append(a_record("r1"))
         second = await other.append(a_record("r2", task="other", version=None, local=None, score=None, served=None))
         third = await store.append(
@@ -257,6 +258,23 @@ async def changes_tell_what_happened_since(build: Build, path: Path) -> None:
         await store.promote("sort", "v1", 5.0)
         champions = (await other.changes(third)).champions
         _same({task: version.id for task, version in champions.items()}, {"sort": "v1"}, "champions")
+
+
+async def the_last_mode_of_a_task_is_seen_by_all(build: Build, path: Path) -> None:
+    async with _open(build, path) as store, _open(build, path) as other:
+        await store.set_mode("sort", "remote", None, 5.0)
+        await store.set_mode("it's\0", "remote", 1_750_000_000.25, 6.0)
+        wanted = {
+            "sort": Mode(mode="remote", at=5.0),
+            "it's\0": Mode(mode="remote", until=1_750_000_000.25, at=6.0),
+        }
+        _same((await other.changes(0)).modes, wanted, "the modes of two tasks")
+        last = await store.append(a_record("r1"))
+        await other.set_mode("sort", "auto", None, 7.0)
+        wanted["sort"] = Mode(mode="auto", at=7.0)
+        _same((await store.changes(last)).modes, wanted, "modes, whatever the Records")
+    async with _open(build, path) as store:
+        _same((await store.changes(last)).modes, wanted, "modes, after everybody closed the store")
 
 
 async def hostile_strings_stay_what_they_are(build: Build, path: Path) -> None:
@@ -545,6 +563,7 @@ CHECKS: tuple[Check, ...] = (
     records_are_found_by_task_number_and_label,
     an_answer_without_output_is_no_label,
     changes_tell_what_happened_since,
+    the_last_mode_of_a_task_is_seen_by_all,
     hostile_strings_stay_what_they_are,
     an_older_state_does_not_replace_a_newer,
     versions_are_numbered_and_one_is_champion,

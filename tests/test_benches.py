@@ -1,0 +1,104 @@
+"""Each bench runs in its short form, says what it found as one JSON object, and fails when a bar does not hold."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benches import Figure, Options, at_least, at_most, run
+from benches.replay import Margin, Spender, Spread, accuracy, recording
+
+from apprentice.demo import Row
+from apprentice.types import Evidence
+
+ROOT = Path(__file__).parents[1]
+
+
+@cache
+def short(bench: str) -> dict[str, Any]:
+    """What `--quick --json` of a bench prints."""
+    command = [sys.executable, "-m", f"benches.{bench}", "--quick", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert done.returncode == 0, [figure for figure in found["figures"] if not figure["holds"]]
+    return found
+
+
+@pytest.mark.parametrize("bench", ["controller", "replay"])
+def test_the_short_form_is_one_object_and_every_bar_holds(bench: str) -> None:
+    found = short(bench)
+    assert list(found) == ["bench", "commit", "machine", "seconds", "figures"]
+    assert found["bench"] == bench
+    assert all(list(figure) == list(Figure._fields) for figure in found["figures"])
+    assert any(figure["bar"] is not None for figure in found["figures"])
+
+
+def test_baselines_spend_exactly_what_the_product_spent() -> None:
+    share = {
+        figure["name"].removeprefix("banking77, ").removesuffix(": remote share"): figure["value"]
+        for figure in short("replay")["figures"]
+        if figure["name"].endswith(": remote share")
+    }
+    assert list(share) == ["product", "naive", "random", "front-loading", "margin"]
+    assert 0.5 < share["product"] < 1  # half of the short form is asked before there is a student
+    assert {share[name] for name in ("random", "front-loading", "margin")} == {share["product"]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "calls"), [(kind, calls) for kind in (Spender, Spread, Margin) for calls in (0, 37, 90)]
+)
+def test_a_baseline_spends_its_calls_and_no_more(kind: type[Spender], calls: int) -> None:
+    rule = kind(calls, 90)
+    rule.start("v1", [0.1, 0.5, 0.9])
+    asked: list[bool] = []
+    for number in range(90):
+        remote, evidence = rule.ask(number >= 10, (number * 37 % 90) / 90, (number * 53 % 90) / 90)
+        assert isinstance(evidence, Evidence)
+        asked.append(remote)
+    assert sum(asked) == calls
+    assert all(asked[:10]) == (calls >= 10)
+
+
+def test_margin_asks_where_the_student_is_least_sure() -> None:
+    rule = Margin(20, 100)
+    rule.start("v1", [number / 100 for number in range(100)])
+    sure = [(number * 37 % 100) / 100 for number in range(100)]
+    asked = [rule.ask(True, value, 0.0)[0] for value in sure]
+    assert max(value for value, was in zip(sure, asked, strict=True) if was) < 0.4
+
+
+def test_balanced_accuracy_counts_every_class_alike() -> None:
+    rows = [Row("a", "no", "no")] * 9 + [Row("b", "yes", "yes")] + [Row("c", "no", None)]
+    assert accuracy(["no"] * 11, rows, balanced=False) == 0.9
+    assert accuracy(["no"] * 11, rows, balanced=True) == 0.5
+
+
+def test_a_recording_is_its_online_part_in_its_order_without_unparsed_answers(tmp_path: Path) -> None:
+    lines = [
+        {"text": "b\u2028", "teacher": "x", "gold": "x", "split": "online", "order": 2},
+        {"text": "a", "teacher": "y", "gold": None, "split": "online", "order": 1},
+        {"text": "c", "teacher": None, "gold": "x", "split": "online", "order": 3},
+        {"text": "d", "teacher": "x", "gold": "x", "split": "test", "order": 0},
+    ]
+    with gzip.open(tmp_path / "some_mail.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    assert recording("mail", tmp_path) == [Row("a", "y", None), Row("b\u2028", "x", "x")]
+    with pytest.raises(SystemExit, match="letters"):
+        recording("letters", tmp_path)
+
+
+@pytest.mark.parametrize(("value", "status"), [(0.5, 0), (0.7, 1), (float("nan"), 1)])
+def test_a_bench_fails_when_a_bar_does_not_hold(value: float, status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    def measure(options: Options) -> list[Figure]:
+        return [at_most("above", value, 0.6), at_least("below", 1.0, 0.6)]
+
+    assert run("none", measure, ["--json"]) == status
+    figures = json.loads(capsys.readouterr().out)["figures"]
+    assert [figure["holds"] for figure in figures] == [status == 0, True]
