@@ -75,7 +75,7 @@ class Student:
         self.task: TaskConfig = config.tasks[0]
         self.inputs = [{"text": row.text} for row in rows]
         self.records: list[tuple[int, Record]] = []
-        self.labels = self.tried_at = self.versions = 0
+        self.tried_at = self.versions = 0
         self.trained_on: list[int] = []
         self.said: list[str] = []  # what the version in force answers to each request of the stream
         self.sure: list[float] = []
@@ -167,7 +167,7 @@ class Margin(Spender):
 
 @dataclass
 class Run:
-    """What one rule did with one stream, request by request."""
+    """What one rule did with one stream, request by request; `events` are for people."""
 
     name: str
     asked: list[bool] = field(default_factory=list)

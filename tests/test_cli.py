@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import pty
 import re
 import subprocess
 import sys
@@ -200,6 +202,83 @@ def test_learn_makes_a_version_at_once_and_status_shows_it(run: Run, tmp_path: P
     assert "reinforcement" in out and "v1" in out
 
 
+def test_replay_and_explain_tell_what_was_decided_and_why(run: Run, tmp_path: Path) -> None:
+    with remote(tmp_path):
+        run("run", "sort", stdin="\n".join(json.dumps({"text": text}) for text in texts(45)))
+        run("learn", "sort")
+        run("run", "sort", stdin="\n".join(json.dumps({"text": text}) for text in texts(5, seed=2)))
+        code, out, _ = run("replay", "sort", "--json")
+        *steps, end = [json.loads(line) for line in out.splitlines()]
+        assert code == 0
+        assert [step["decision"]["reason"] for step in steps] == ["no_local_model"] * 45 + ["learning"] * 5
+        assert (end["records"], end["exact"], end["differs"]) == (50, 50, [])
+        code, out, _ = run("replay", "sort")
+        assert code == 0 and len(out.splitlines()) == 52
+        assert "equals the engine's" in out.splitlines()[-1]
+        last = steps[-1]["request_id"]
+        code, out, _ = run("explain", last)
+        told = " ".join(out.split())
+        for words in (last, "remote model was served", "both are asked", "100.0%", '"kind"', "Their score", "contract"):
+            assert words in told
+        code, out, _ = run("explain", last, "--json")
+        found = json.loads(out)
+        assert (code, found["seq"], found["lag"], found["before"]["phase"]) == (0, 50, 0, "reinforcement")
+        assert run("explain", "nope")[0] == 3
+
+
+def test_mode_is_shown_by_status_until_it_ends(run: Run, tmp_path: Path) -> None:
+    with remote(tmp_path):
+        assert run("mode", "sort", "remote")[0] == 2  # no store yet
+        run("run", "sort", "--input", '{"text": "a pear"}')
+        code, out, _ = run("mode", "sort", "remote", "--for", "90s", "--json")
+        mode = json.loads(out)
+        assert (code, mode["mode"], mode["until"] - mode["at"]) == (0, "remote", 90)
+        assert "the remote alone answers" in run("status")[1]
+        assert run("mode", "sort", "auto")[0] == 0
+        assert "the remote alone answers until" not in run("status")[1]
+        assert run("mode", "sort", "auto", "--for", "2h")[0] == 2
+        assert run("mode", "sotr", "auto")[0] == 3
+
+
+@pytest.mark.parametrize("time", ["2", "h", "0s", "-1h", "2 h", "2w", "1e3s", "٢h"])
+def test_a_time_that_is_none_is_refused(run: Run, tmp_path: Path, time: str) -> None:
+    code, _, err = run("mode", "sort", "remote", f"--for={time}")
+    assert code == 2 and "90s, 30m, 2h or 7d" in err
+
+
+def test_plan_finds_the_floor_and_says_what_it_assumes(run: Run, tmp_path: Path) -> None:
+    wanted = ("--delay", "500", "--drop", "0.4", "--requests-per-day", "20000")
+    with remote(tmp_path):
+        code, out, _ = run("plan", *wanted, "--cost", "0.002", "--json")
+        found = json.loads(out)
+        assert (code, found["floor"], found["audits_per_day"], found["local_share"]) == (0, 0.02, 400, 0.6)
+        assert found["saving_per_month"] == pytest.approx(30 * 20_000 * 0.6 * 0.98 * 2000)
+        assert run("plan", *wanted)[0] == 2  # neither a price nor a store to take it from
+        answered = json.loads(run("run", "sort", "--input", '{"text": "a pear"}')[1])
+        code, out, _ = run("plan", *wanted, "--task", "sort", "--json")
+        assert json.loads(out)["cost"] == pytest.approx(answered["cost_usd"] * 1e6)
+        code, out, _ = run("plan", *wanted, "--local-share", "0.5")
+        assert code == 0 and "min_floor 0.02" in out and "assumed" in out and "50%" in out
+        assert "measured for drops of 30 %" in run("plan", *wanted[:2], "--drop", "0.1", *wanted[4:])[1]
+        assert run("plan", *wanted[:2], "--drop", "1.5", *wanted[4:])[0] == 2
+
+
+def test_run_says_on_a_terminal_what_the_floor_means(run: Run, tmp_path: Path) -> None:
+    with remote(tmp_path):
+        ours, theirs = pty.openpty()
+        arguments = ["run", "sort", "--input", '{"text": "a pear"}']
+        process = subprocess.run(
+            [sys.executable, "-m", "apprentice.cli", *arguments],
+            cwd=tmp_path, stdout=subprocess.PIPE, stderr=theirs, timeout=60, check=True,
+        )  # fmt: skip
+        os.close(theirs)
+        said = os.read(ours, 4096).decode()
+        os.close(ours)
+        assert "served agreement of 80% is promised" in said
+        assert json.loads(process.stdout)["output"] == {"kind": "fruit"}
+        assert run(*arguments)[2] == ""  # nobody looks
+
+
 def test_status_before_the_first_request_says_what_to_do(run: Run, tmp_path: Path) -> None:
     (tmp_path / "apprentice.yaml").write_text(YAML.replace("BASE_URL", "http://127.0.0.1:9"))
     code, _, err = run("status")
@@ -216,7 +295,7 @@ def test_every_command_has_help_with_an_example(run: Run) -> None:
     code, out, _ = run("--help")
     commands = re.search(r"\n    (demo) ", out)
     assert code == 0 and commands is not None
-    for command in ("demo", "init", "check", "schema", "run", "status", "report", "learn", "worker"):
+    for command in ("demo", "init", "check", "schema", "run", "status", "report", "mode", "replay", "explain", "plan", "learn", "worker"):
         code, out, _ = run(command, "--help")
         assert code == 0
         assert f"example: apprentice {command}" in " ".join(out.split())

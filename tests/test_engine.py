@@ -243,8 +243,9 @@ async def test_a_request_that_is_cancelled_before_it_is_sent_leaves_no_hold(conf
 
 
 async def test_a_model_plugin_that_breaks_its_promise_leaves_no_hold_and_is_recorded(configured: Configured) -> None:
-    config = configured(remote={"provider": "recorded", "settings": {"rows": []}})
+    config = configured()
     async with Apprentice(config) as app:
+        await app._calls.close()
         app._calls.providers[0]._model = Broken()
         with pytest.raises(OutcomeUnknown, match="KeyError"):
             await app.arun("sort", {"text": "a pear"})

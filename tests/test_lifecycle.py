@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from apprentice import plugins, report
 from apprentice.config import Config
 from apprentice.engine import Apprentice
-from apprentice.errors import BudgetExhausted, ModelError
+from apprentice.errors import BudgetExhausted, ConfigError, ModelError
 from apprentice.testing.servers import asked, serve_openai
 from apprentice.types import Answer, Json, Result, Store, Task
 from apprentice.worker import once
@@ -244,7 +245,6 @@ async def test_what_the_local_model_or_the_evaluator_does_wrong_loses_no_answer(
         config = steady.model_copy(update={"remote": remote, "tasks": (task,), "sampling": sampling})
         async with Apprentice(config) as app:
             first = await app.arun("sort", {"text": "a pear"})
-            await app._tasks["sort"].model.close()
             app._tasks["sort"].model = Exploding()
             second = await app.arun("sort", {"text": "an otter"})
     assert (first.output, second.output) == ({"kind": "fruit"}, {"kind": "animal"})
@@ -267,3 +267,73 @@ class Exploding:
 
     async def close(self) -> None:
         return None
+
+
+async def test_an_operator_forces_the_remote_for_a_time_and_everybody_on_the_store_follows(steady: Config) -> None:
+    now = [2e9]
+    async with serve_openai(honest) as server:
+        remote = steady.remote.model_copy(update={"base_url": server.url})
+        local = steady.local.model_copy(update={"learn": "off"})
+        config = steady.model_copy(update={"remote": remote, "local": local})
+        more = iter(texts(400, seed=9))
+
+        async def ask(app: Apprentice, n: int = 1) -> set[str]:
+            return {(await app.arun("sort", {"text": next(more)})).decision.reason for _ in range(n)}
+
+        async with (
+            Apprentice(config, seed=4, clock=lambda: now[0]) as one,
+            Apprentice(config, seed=5, clock=lambda: now[0]) as two,
+        ):
+            assert "certified" in await ask(one, 20)
+            await one.mode("sort", "remote", seconds=60)
+            asked_before = len(server.requests)
+            assert await ask(one, 5) == {"forced"}
+            await ask(two)  # brings the news
+            assert await ask(two, 5) == {"forced"}
+            assert len(server.requests) >= asked_before + 10
+            store = await opened(config)
+            try:
+                [told] = await report.status(config, store, now=now[0])
+                [later] = await report.status(config, store, now=now[0] + 60)
+                last = next(record for _, record in await store.records("sort", limit=1, newest=True))
+            finally:
+                await store.close()
+            assert told.mode is not None and told.mode.until == now[0] + 60
+            assert later.mode is None
+            assert told.events[-1].name == "MODE"
+            assert (last.served, last.local, last.decision.p) == ("remote", None, 0.0)
+            now[0] += 59.9
+            assert await ask(one) | await ask(two) == {"forced"}
+            now[0] += 0.1
+            assert not (await ask(one, 20) | await ask(two, 20)) & {"forced"}
+            await two.mode("sort", "remote")
+            now[0] += 1e6
+            assert await ask(two) == {"forced"}
+        async with Apprentice(config, seed=6, clock=lambda: now[0]) as again:
+            assert await ask(again, 3) == {"forced"}  # a restart does not forget
+            await again.mode("sort", "auto")
+            assert "forced" not in await ask(again, 3)
+            for mode, seconds in (("auto", 5.0), ("remote", 0.0), ("remote", float("nan"))):
+                with pytest.raises(ConfigError):
+                    await again.mode("sort", mode, seconds=seconds)  # type: ignore[arg-type]  # a loop's str
+
+
+async def test_the_command_line_forces_the_remote_of_a_running_engine(steady: Config, tmp_path: Path) -> None:
+    async with serve_openai(honest) as server:
+        file = tmp_path / "apprentice.yaml"
+        file.write_text(YAML.replace("BASE_URL", server.url))
+        remote = steady.remote.model_copy(update={"base_url": server.url})
+        local = steady.local.model_copy(update={"learn": "off"})
+
+        async def command(*arguments: str) -> None:
+            words = ["-m", "apprentice.cli", "mode", "sort", *arguments, "--config", str(file)]
+            process = await asyncio.create_subprocess_exec(sys.executable, *words)
+            assert await process.wait() == 0
+
+        async with Apprentice(steady.model_copy(update={"remote": remote, "local": local}), seed=4) as app:
+            await command("remote", "--for", "2h")
+            results = await play(app, texts(6, seed=9))
+            assert {result.decision.reason for result in results[1:]} == {"forced"}
+            await command("auto")
+            results = await play(app, texts(6, seed=10))
+            assert "forced" not in {result.decision.reason for result in results[1:]}

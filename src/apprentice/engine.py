@@ -644,14 +644,14 @@ class _Bridge:
 
     async def here[T](self, work: Coroutine[Any, Any, T]) -> T:
         """Await `work` on the loop, from whichever loop the caller is on."""
-        loop = self._home()
+        loop = self._home(work)
         if loop is asyncio.get_running_loop():
             return await work
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
 
     def wait[T](self, work: Coroutine[Any, Any, T]) -> T:
         """Block until `work` is done on the loop."""
-        loop = self._home()
+        loop = self._home(work)
         try:
             running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         except RuntimeError:
@@ -679,13 +679,14 @@ class _Bridge:
             thread.join()
             loop.close()
 
-    def _home(self) -> asyncio.AbstractEventLoop:
+    def _home(self, work: Coroutine[Any, Any, Any]) -> asyncio.AbstractEventLoop:
         with self._guard:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(target=self._loop.run_forever, name="apprentice", daemon=True)
                 self._thread.start()
             if self._loop.is_closed():
+                work.close()  # nobody will await it
                 raise ApprenticeError("this Apprentice is closed", hint="make a new one")
             return self._loop
 
