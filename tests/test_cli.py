@@ -295,7 +295,21 @@ def test_every_command_has_help_with_an_example(run: Run) -> None:
     code, out, _ = run("--help")
     commands = re.search(r"\n    (demo) ", out)
     assert code == 0 and commands is not None
-    for command in ("demo", "init", "check", "schema", "run", "status", "report", "mode", "replay", "explain", "plan", "learn", "worker"):
+    for command in (
+        "demo",
+        "init",
+        "check",
+        "schema",
+        "run",
+        "status",
+        "report",
+        "mode",
+        "replay",
+        "explain",
+        "plan",
+        "learn",
+        "worker",
+    ):
         code, out, _ = run(command, "--help")
         assert code == 0
         assert f"example: apprentice {command}" in " ".join(out.split())
