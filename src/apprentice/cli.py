@@ -413,7 +413,7 @@ def _explanation_text(found: Explanation) -> str:
         f"{'certified' if now.certified else 'not certified'}, drift {now.drift}, {now.audits} audits{bounds}.",
         f"Certificates (20 is enough at 5 %) and detectors: {detectors}." if detectors else "",
         " ".join(f"It made true: {name}, {message}." for name, message in found.events.items()),
-        f"It cost ${record.cost / 1e6:.6f} in {len(record.attempts)} attempts"
+        f"It cost ${record.cost / 1e6:.6f} in {len(record.attempts)} attempt{'' if len(record.attempts) == 1 else 's'}"
         + "".join(f"; {a.model}: {a.outcome}, ${a.cost / 1e6:.6f}" for a in record.attempts)
         + ".",
         ""
