@@ -107,7 +107,7 @@ async def test_the_next_worker_waits_for_the_lease_of_one_that_died(configured: 
         await store.close()
 
 
-async def test_a_worker_that_lost_its_lease_promotes_nothing(configured: Configured) -> None:
+async def test_a_lease_that_was_taken_over_promotes_nothing(configured: Configured) -> None:
     config = configured()
     store = await filled(config, 60)
     try:
