@@ -93,7 +93,7 @@ def recording(task: str, folder: Path | None) -> list[Row]:
 def _rows(path: Path) -> list[Row]:
     packed = path.read_bytes()
     text = (gzip.decompress(packed) if path.suffix == ".gz" else packed).decode("utf-8")
-    raw = [json.loads(line) for line in text.splitlines() if line.strip()]
+    raw = [json.loads(line) for line in text.split("\n") if line.strip()]  # splitlines() would split in texts, too
     kept = [row for row in raw if isinstance(row.get("text"), str) and isinstance(row.get("teacher"), str)]
     if not kept:
         raise ConfigError(f"{path}: no row has `text` and a recorded answer `teacher` that is a text")
