@@ -24,6 +24,7 @@ from apprentice.errors import (
     ModelRejected,
     ModelUnavailable,
     OutcomeUnknown,
+    StoreFull,
     StoreTooNew,
     UnknownTask,
 )
@@ -31,6 +32,7 @@ from apprentice.testing.servers import Reply, Server, serve_openai
 from apprentice.types import Answer, Json, Record, Store, Task
 
 from .conftest import YAML, honest, right, texts
+from .stores.test_sqlite import Disk
 
 Configured = Callable[..., Config]
 
@@ -427,3 +429,24 @@ async def test_a_cap_stops_calls_before_they_are_sent(configured: Configured) ->
         records = await stored(config)
         assert len(records) == len(server.requests) + 1
     assert records[-1].error is not None and records[-1].error.startswith("BudgetExhausted")
+
+
+async def test_a_full_disk_fails_the_request_before_it_is_sent_and_space_heals_it(configured: Configured) -> None:
+    disk = Disk()
+    try:
+        async with serve_openai(honest) as server:
+            config = configured(server.url)
+            async with Apprentice(config) as app:
+                await app.arun("sort", {"text": "a pear"})
+                disk.fail = lambda act, _: apsw.FullError() if act == "write" else None
+                for text in ("an otter", "a drill"):
+                    with pytest.raises(StoreFull) as caught:
+                        await app.arun("sort", {"text": text})
+                    assert caught.value.retryable
+                assert len(server.requests) == 1, "nothing is sent that cannot be booked"
+                disk.fail = lambda act, _: None
+                assert (await app.arun("sort", {"text": "a heron"})).output == {"kind": "animal"}
+            assert [record.input["text"] for record in await stored(config)] == ["a pear", "a heron"]
+            assert list(await booked(config)) == ["settled"]
+    finally:
+        disk.unregister()
