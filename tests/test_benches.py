@@ -40,6 +40,13 @@ def test_the_short_form_is_one_object_and_every_bar_holds(bench: str) -> None:
     assert any(figure["bar"] is not None for figure in found["figures"])
 
 
+def test_students_are_measured_beside_a_trivial_rule() -> None:
+    values = {figure["name"]: figure["value"] for figure in short("students")["figures"]}
+    trivial, minilm = values["banking77, 250: most frequent"], values["banking77, 250: minilm"]
+    assert 0 < trivial < 0.1 < 0.6 < minilm < 1
+    assert values["answer of 6 words, p50"] > 0
+
+
 def test_baselines_spend_exactly_what_the_product_spent() -> None:
     share = {
         figure["name"].removeprefix("banking77, ").removesuffix(": remote share"): figure["value"]

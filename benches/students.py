@@ -1,0 +1,134 @@
+"""The embedded student: what it learns from how many answers, how long an answer takes, and what teaching costs.
+
+Each set is split once (by the seed) into rows that teach and 1,000 rows that examine; agreement is with the recorded
+answer of the teacher, never with gold. The trainer and the student are the product's own, with their defaults; beside
+each encoder stands the rule that always says the most frequent answer. banking77 ships; `--data DIR` adds others.
+
+Speed: one request at a time through the student's `answer`, texts that were never seen, nothing else running. "First"
+training encodes every text; "next" finds their vectors on disk, as every later cycle does. `--quick` holds no time to a bar.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from statistics import fmean, median, quantiles
+
+from apprentice import demo, plugins
+from apprentice.demo import Row
+from apprentice.types import Checkpoint, Example, ManyModel, Task, Trainer
+from benches import Figure, Options, at_most, run, shown
+from benches.replay import recording
+
+ENCODERS = ("minilm", "tfidf")
+SETS = ("banking77", "nc_rt_polarity", "ocl_hatespeech")
+SIZES = (250, 750, 2250)
+EXAMINED = 1000
+WORDS = (6, 12)
+TIMED = 200  # texts for each length
+TAUGHT = 4000
+
+
+def split(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Rows that teach and rows that examine; no text is in both."""
+    unique = list({row.text: row for row in rows}.values())
+    Random(0).shuffle(unique)
+    return unique[:-EXAMINED], unique[-EXAMINED:]
+
+
+def taught(trainer: Trainer, task: Task, rows: Sequence[Row], into: Path) -> tuple[Checkpoint, float]:
+    """A checkpoint, and the seconds that it took."""
+    examples = [
+        Example(input={"text": row.text}, target={"intent": row.teacher}, source="remote", request_id=str(number))
+        for number, row in enumerate(rows)
+    ]
+    began = time.perf_counter()
+    checkpoint = trainer.train(task, examples, into=into, seed=0)
+    return checkpoint, time.perf_counter() - began
+
+
+def student(checkpoint: Checkpoint) -> ManyModel:
+    model: ManyModel = plugins.build("models", "embedded", checkpoint=str(checkpoint.path))
+    return model
+
+
+def agreement(model: ManyModel, task: Task, rows: Sequence[Row]) -> float:
+    answers = model.answer_many(task, [{"text": row.text} for row in rows])
+    return fmean(answer.output["intent"] == row.teacher for answer, row in zip(answers, rows, strict=True))
+
+
+def learning(name: str, task: Task, options: Options, into: Path) -> list[Figure]:
+    """Agreement with the teacher after so many of its answers."""
+    rows = recording(name, options.data)
+    teach, examine = split(rows)
+    figures = []
+    for size in [size for size in SIZES if size <= len(teach)][: 1 if options.quick else None]:
+        usual = Counter(row.teacher for row in teach[:size]).most_common(1)[0][0]
+        figures.append(shown(f"{name}, {size}: most frequent", sum(r.teacher == usual for r in examine) / len(examine)))
+        for encoder in ENCODERS:
+            trainer: Trainer = plugins.build("trainers", "embedded", encoder=encoder)
+            model = student(taught(trainer, task, teach[:size], into)[0])
+            figures.append(shown(f"{name}, {size}: {encoder}", agreement(model, task, examine)))
+            options.say(f"{figures[-1].name} {figures[-1].value:.3f}")
+    return figures
+
+
+async def seconds_each(model: ManyModel, task: Task, texts: Sequence[str]) -> list[float]:
+    """How long each text waits for its answer, one after the other."""
+    found = []
+    for text in texts:
+        began = time.perf_counter()
+        await model.answer(task, {"text": text})
+        found.append(time.perf_counter() - began)
+    return found
+
+
+def speed(task: Task, options: Options, into: Path) -> list[Figure]:
+    """What teaching and answering cost with the default encoder."""
+    rows = recording("banking77", None)
+    trainer: Trainer = plugins.build("trainers", "embedded")
+    rows = [*rows, *rows][: 500 if options.quick else TAUGHT]
+    checkpoint, first = taught(trainer, task, rows, into)
+    _, following = taught(trainer, task, rows, into)
+    figures = [
+        shown(f"teach {len(rows)} examples, first time", first, "s"),
+        shown(f"teach {len(rows)} examples, next time", following, "s"),
+        shown("checkpoint", sum(file.stat().st_size for file in checkpoint.path.iterdir()) / 1e6, "MB"),
+    ]
+    model = student(checkpoint)
+    texts = [row.text for row in rows]
+    for words in WORDS:
+        # a mark in front, so that no text was encoded before; it adds one token
+        unseen = [f"+ {text}" for text in texts if len(text.split()) == words][:TIMED]
+        found = asyncio.run(seconds_each(model, task, unseen))
+        p50 = f"answer of {words} words, p50"
+        figures.append(
+            shown(p50, 1000 * median(found), "ms") if options.quick else at_most(p50, 1000 * median(found), 5, "ms")
+        )
+        figures.append(shown(f"answer of {words} words, p95", 1000 * quantiles(found, n=20)[-1], "ms"))
+    articles = [" ".join(texts[place : place + 17]) for place in range(0, 17 * 40, 17)]  # of 200 words
+    began = time.perf_counter()
+    model.answer_many(task, [{"text": text} for text in articles[: 10 if options.quick else 40]])
+    hourly = 3600 * len(articles[: 10 if options.quick else 40]) / (time.perf_counter() - began)
+    return [*figures, shown("articles of 200 words", hourly, "an hour")]
+
+
+def measure(options: Options) -> list[Figure]:
+    """Speed first, while the machine is cool; then what each encoder learns."""
+    with tempfile.TemporaryDirectory() as folder:
+        into = Path(folder)
+        task = demo.settings("banking77", base_url="http://127.0.0.1:1", folder=into).tasks[0].task
+        figures = speed(task, options, into)
+        for name in SETS if options.data and not options.quick else SETS[:1]:
+            figures += learning(name, task, options, into)
+    return figures
+
+
+if __name__ == "__main__":
+    sys.exit(run("students", measure))
