@@ -21,12 +21,13 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Literal, NamedTuple
 
 from apprentice.config import Sampling, Thresholds
-from apprentice.types import Confidence, Evidence, Json
+from apprentice.types import Confidence, Evidence, Json, Promotion
 
 type Decay = Literal["exponential", "linear", "step"]
 type Name = Literal[
@@ -39,7 +40,7 @@ CONCORDANCE_BETS = (0.2, 0.5, 1.0, 1.6)
 INTERVAL_BETS = (0.02, 0.04, 0.08, 0.15, 0.3, 0.5, 0.7, 0.9)  # of the confidence sequence, as shares of the largest bet
 LARGEST = 1e6  # wealth is cut here: smaller wealth is always valid, and no float overflows
 CELLS = 20  # scores are counted on this grid for the confidence sequence, rounded to the safe side
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 
 
 class Observation(NamedTuple):
@@ -145,6 +146,7 @@ class State:
     """
 
     version: str | None = None
+    promotion: int = 0  # number of the promotion that made it champion
     rung: int = -1
     ranked: bool = False  # the version's confidences rank its answers; without that only levels 0 and 1 can be used
     thresholds: list[float] = field(default_factory=list)  # tau of each level: a confidence below it defers
@@ -731,20 +733,28 @@ def settings(thresholds: Thresholds, sampling: Sampling) -> Settings:
 
 
 def fold(
-    state: State, settings: Settings, rows: Iterable[Evidence], known: Mapping[str, Sequence[float]]
+    state: State,
+    settings: Settings,
+    rows: Iterable[Evidence],
+    promotions: Sequence[Promotion],
+    known: Mapping[str, Sequence[float]],
 ) -> Iterator[tuple[Evidence, Observation]]:
-    """Fold records of one task, in the order of the store, into its state, and yield what became true by each.
+    """Fold records and promotions of one task, in the order of the store, into its state; yield what became true by each.
 
-    `known`: the confidences of each version on recent inputs (see `start_version`). A record that a newer version
-    answered starts that version; one of an older version, decided before the change and written after it, does not
-    bring the old one back.
+    A version starts right after the record that it was promoted after, so that whoever folds the same history has the
+    same state. `known`: the confidences of each version on recent inputs (see `start_version`). Promotions that the
+    state has seen are passed over.
     """
+    waiting = deque(promotion for promotion in promotions if promotion.number > state.promotion)
     for row in rows:
-        if row.version is not None and row.version in known and _newer(row.version, state.version):
-            start_version(state, settings, row.version, known[row.version])
+        while waiting and waiting[0].after < row.seq:
+            _start(state, settings, waiting.popleft(), known)
         for seen in observe(state, settings, row):
             yield row, seen
+    for promotion in waiting:
+        _start(state, settings, promotion, known)
 
 
-def _newer(version: str, than: str | None) -> bool:
-    return than is None or int(version[1:]) > int(than[1:])
+def _start(state: State, settings: Settings, made: Promotion, known: Mapping[str, Sequence[float]]) -> None:
+    start_version(state, settings, made.version, known[made.version])
+    state.promotion = made.number

@@ -21,7 +21,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -30,6 +30,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from apprentice import confidence, decide, plugins
+from apprentice.bridge import Bridge
 from apprentice.calls import Calls
 from apprentice.config import Config, TaskConfig, check_learnable, load, missing
 from apprentice.errors import (
@@ -52,6 +53,7 @@ from apprentice.types import (
     Json,
     Mode,
     Model,
+    Promotion,
     Reason,
     Record,
     Result,
@@ -77,7 +79,7 @@ class _Live:
     saved_at: int = 0  # the value of `seq` when the state was last written to the store
     standing: Confidence = field(default_factory=Confidence)
     known: dict[str, list[float]] = field(default_factory=dict)  # confidences on recent inputs, by version
-    champion: Version | None = None
+    champion: Version | None = None  # `model` is None where it could not be loaded
     mode: Mode | None = None  # what an operator asked for last
     model: Model | None = None
     retired: list[Model] = field(default_factory=list)  # closed with the engine: requests in flight may still use them
@@ -86,7 +88,6 @@ class _Live:
     tried_at: int = 0  # how many there were when a teaching cycle was last started
     cycle: asyncio.Task[None] | None = None
     in_flight: dict[str, asyncio.Future[Result]] = field(default_factory=dict)  # by idempotency key
-    unusable: str | None = None  # the champion that could not be loaded
 
     def report(self, name: str, at: Seconds, version: str | None, message: str) -> None:
         """Have an event recorded, once a version."""
@@ -116,7 +117,7 @@ class Apprentice:
         self.config = config if isinstance(config, Config) else load(Path(config))
         self._clock = clock
         self._dice = Random(seed)  # noqa: S311  (sampling, not secrecy)
-        self._bridge = _Bridge()
+        self._bridge = Bridge()
         self._opened = False
         self._closed = False
         self._tasks: dict[str, _Live] = {}
@@ -381,7 +382,7 @@ class Apprentice:
             key=key,
             tags=tags,
             deadline=deadline,
-            version=live.champion.id if live.champion is not None else None,
+            version=live.champion.id if live.champion is not None and live.model is not None else None,
             decision=decide.decide(
                 live.standing,
                 has_local=live.model is not None,
@@ -472,25 +473,23 @@ class Apprentice:
             last = changes.evidence[-1].seq if changes.evidence else 0
             for name, live in self._tasks.items():
                 rows = [row for row in changes.evidence if row.task == name and row.seq > live.seq]
+                promotions = [made for made in changes.promotions if made.task == name]
                 live.mode = changes.modes.get(name)
-                latest = changes.champions.get(name)
-                served = live.champion.id if live.champion is not None else None
-                promoted = latest is not None and latest.id not in (served, live.unusable)
-                if promoted or {row.version for row in rows} - {None, *live.known}:
+                if {made.version for made in promotions} - live.known.keys():
                     versions = await self._store.versions(name)
                     live.known = {version.id: version.metrics.get("confidences", []) for version in versions}
-                self._fold(live, rows)
+                self._fold(live, rows, promotions)
                 live.seq = max(live.seq, last)
-                if latest is not None and promoted:
-                    self._adopt(live, latest)
-                elif rows:
-                    live.standing = confidence.standing(live.state, live.settings, live.standing)
+                champion = changes.champions.get(name)
+                if champion is not None and (live.champion is None or champion.id != live.champion.id):
+                    self._adopt(live, champion)
+                live.standing = confidence.standing(live.state, live.settings, live.standing)
                 await self._say(live)
                 if live.seq - live.saved_at >= _SNAPSHOT_EVERY:
                     await self._save(live)
 
-    def _fold(self, live: _Live, rows: list[Evidence]) -> None:
-        for row, seen in confidence.fold(live.state, live.settings, rows, live.known):
+    def _fold(self, live: _Live, rows: list[Evidence], promotions: list[Promotion]) -> None:
+        for row, seen in confidence.fold(live.state, live.settings, rows, promotions, live.known):
             event = Event(
                 key=f"{row.seq}/{seen.name}",  # each process that folds this row says the same; it is kept once
                 name=seen.name,
@@ -519,21 +518,17 @@ class Apprentice:
     def _adopt(self, live: _Live, champion: Version) -> None:
         """Serve another version from the next request on; requests in flight finish with the one they began with.
 
-        One that cannot be loaded is reported, and things stay as they are: the remote can answer.
+        One that cannot be loaded is reported once, and the remote answers: the version before it is no longer watched.
         """
         local = live.config.local or self.config.local
         try:
-            model: Model = plugins.build("models", local.backend, checkpoint=champion.path, **local.settings)
+            model: Model | None = plugins.build("models", local.backend, checkpoint=champion.path, **local.settings)
         except ConfigError as error:
-            live.unusable = champion.id
+            model = None
             live.report("VERSION_UNUSABLE", self._clock(), champion.id, str(error))
-        else:
-            if live.model is not None:
-                live.retired.append(live.model)
-            live.model, live.champion = model, champion
-            if live.state.version != champion.id:  # a restored state may know it already
-                confidence.start_version(live.state, live.settings, champion.id, live.known[champion.id])
-        live.standing = confidence.standing(live.state, live.settings)
+        if live.model is not None:
+            live.retired.append(live.model)
+        live.model, live.champion = model, champion
 
     # --- teaching, in a process of its own ----------------------------------------------------------------------------
 
@@ -623,72 +618,6 @@ class _Request:
             tags=self.tags,
             error=error or self.problem,
         )
-
-
-class _Bridge:
-    """Runs everything on one event loop: the caller's, when it entered `async with`, else one in a thread of its own.
-
-    One loop, because the HTTP client, the store and the locks belong to the loop that they were first used on.
-    """
-
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._guard = threading.Lock()
-
-    def adopt(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Use the caller's loop from now on, unless one is in use already."""
-        with self._guard:
-            if self._loop is None:
-                self._loop = loop
-
-    async def here[T](self, work: Coroutine[Any, Any, T]) -> T:
-        """Await `work` on the loop, from whichever loop the caller is on."""
-        loop = self._home(work)
-        if loop is asyncio.get_running_loop():
-            return await work
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
-
-    def wait[T](self, work: Coroutine[Any, Any, T]) -> T:
-        """Block until `work` is done on the loop."""
-        loop = self._home(work)
-        try:
-            running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
-        except RuntimeError:
-            running = None
-        if running is loop:
-            work.close()
-            raise ApprenticeError(
-                "a blocking call inside the event loop that runs this Apprentice would wait for itself",
-                hint="inside `async with Apprentice(…) as app`, use `await app.arun(…)`",
-            )
-        future = asyncio.run_coroutine_threadsafe(work, loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()  # a KeyboardInterrupt must not leave the request running
-            raise
-
-    def stop(self) -> None:
-        """End the thread, if there is one."""
-        with self._guard:
-            loop, thread = self._loop, self._thread
-            self._thread = None
-        if loop is not None and thread is not None:
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join()
-            loop.close()
-
-    def _home(self, work: Coroutine[Any, Any, Any]) -> asyncio.AbstractEventLoop:
-        with self._guard:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=self._loop.run_forever, name="apprentice", daemon=True)
-                self._thread.start()
-            if self._loop.is_closed():
-                work.close()  # nobody will await it
-                raise ApprenticeError("this Apprentice is closed", hint="make a new one")
-            return self._loop
 
 
 def new_id() -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, field
 from zoneinfo import ZoneInfo
 
@@ -23,6 +23,7 @@ from apprentice.types import (
     Micros,
     Mode,
     Phase,
+    Promotion,
     Record,
     Seconds,
     Source,
@@ -168,6 +169,7 @@ class _History:
     settings: confidence.Settings
     snapshot: tuple[int, confidence.State] | None
     rows: list[Evidence]
+    promotions: list[Promotion]
     champion: Version | None
     mode: Mode | None
     known: dict[str, list[float]]
@@ -175,15 +177,10 @@ class _History:
     def live(self) -> confidence.State:
         """The state that an engine has: the last snapshot, and the Records after it."""
         seq, state = self.snapshot or (0, confidence.State())
-        for _ in confidence.fold(state, self.settings, (row for row in self.rows if row.seq > seq), self.known):
+        rows = (row for row in self.rows if row.seq > seq)
+        for _ in confidence.fold(state, self.settings, rows, self.promotions, self.known):
             pass  # what became true was recorded by the engine
-        self.adopt(state)
         return state
-
-    def adopt(self, state: confidence.State) -> None:
-        """Start the champion that has not answered anything yet."""
-        if self.champion is not None and self.champion.id != state.version:
-            confidence.start_version(state, self.settings, self.champion.id, self.known[self.champion.id])
 
 
 async def _read(config: Config, task: TaskConfig, store: Store, *, whole: bool = False) -> _History:
@@ -198,6 +195,7 @@ async def _read(config: Config, task: TaskConfig, store: Store, *, whole: bool =
         settings=confidence.settings(task.confidence_thresholds, task.sampling or config.sampling),
         snapshot=snapshot,
         rows=[row for row in changes.evidence if row.task == task.name],
+        promotions=[made for made in changes.promotions if made.task == task.name],
         champion=changes.champions.get(task.name),
         mode=changes.modes.get(task.name),
         known={version.id: version.metrics.get("confidences", []) for version in versions},
@@ -287,7 +285,7 @@ async def replay(config: Config, store: Store, task: str) -> AsyncIterator[Step 
     """
     configured = config.task(task)
     history = await _read(config, configured, store, whole=True)
-    past, rows = _Past(history.settings, history.known), iter(history.rows)
+    past, rows = _Past(history), iter(history.rows)
     lags: list[int | None] = []
     async for record in _all(configured, store):
         if (row := next(rows, None)) is None:
@@ -306,7 +304,7 @@ async def replay(config: Config, store: Store, task: str) -> AsyncIterator[Step 
             lag=lags[-1],
             events=past.fold(row),
         )
-    history.adopt(past.state)
+    past.end()
     replayed, live = asdict(past.state), asdict(history.live())
     exact, unexplained = lags.count(0), lags.count(None)
     yield Ending(
@@ -326,13 +324,13 @@ async def explain(config: Config, store: Store, request_id: str) -> Explanation:
     if record is None:
         raise InvalidRequest(f"there is no request {request_id!r}", hint="`apprentice replay TASK` lists the requests")
     history = await _read(config, config.task(record.task), store, whole=True)
-    past = _Past(history.settings, history.known)
+    past = _Past(history)
     for row in history.rows:
         past.reach(row)
         if row.at == record.at and await _is_at(row, record, store):
             break
         past.fold(row)
-    before = confidence.summary(past.state, past.settings)
+    before = confidence.summary(past.state, history.settings)
     return Explanation(record=record, seq=row.seq, lag=past.lag(record), before=before, events=past.fold(row))
 
 
@@ -345,21 +343,26 @@ async def _is_at(row: Evidence, record: Record, store: Store) -> bool:
 class _Past:
     """A task's state as it was before each Record, and what it said of late."""
 
-    settings: confidence.Settings
-    known: Mapping[str, Sequence[float]]  # in the order of the versions
+    history: _History
     state: confidence.State = field(default_factory=confidence.State)
     said: deque[Confidence] = field(default_factory=lambda: deque(maxlen=_LAG))
 
     def reach(self, row: Evidence) -> None:
-        """Come to the Record: a version that is new with it had started before it was decided."""
-        version, order = row.version, [None, *self.known]
-        if version is not None and version in self.known and order.index(version) > order.index(self.state.version):
-            confidence.start_version(self.state, self.settings, version, self.known[version])
-        self.said.append(confidence.standing(self.state, self.settings))
+        """Come to the Record: the versions promoted before it have started."""
+        self._fold([], before=row.seq)
+        self.said.append(confidence.standing(self.state, self.history.settings))
 
     def fold(self, row: Evidence) -> dict[str, str]:
         """What becomes true by the Record."""
-        found = confidence.fold(self.state, self.settings, [row], self.known)
+        return self._fold([row], before=row.seq)
+
+    def end(self) -> None:
+        """Come to the end of the history."""
+        self._fold([])
+
+    def _fold(self, rows: list[Evidence], before: float = math.inf) -> dict[str, str]:
+        promotions = [made for made in self.history.promotions if made.after < before]
+        found = confidence.fold(self.state, self.history.settings, rows, promotions, self.history.known)
         return {seen.name: seen.message for _, seen in found}
 
     def lag(self, record: Record) -> int | None:

@@ -19,7 +19,7 @@ type Seconds = float
 Phase = Literal["cold_start", "reinforcement", "steady"]
 Source = Literal["local", "remote"]
 Route = Literal["local", "remote", "both"]
-Purpose = Literal["serve", "shadow", "judge", "label", "train"]
+Purpose = Literal["serve", "shadow", "judge", "label", "train", "repeat", "probe"]
 FinishState = Literal["complete", "truncated", "refused", "filtered"]
 VersionState = Literal["candidate", "canary", "champion", "retired", "rejected"]
 Reason = Literal[
@@ -150,6 +150,7 @@ class Record(Value):
     remote: Answer | None = None
     served: Source | None = None  # None: nobody answered; `error` says why
     score: Score | None = None
+    repeat: Score | None = None  # of a second answer of the remote against its first: how far it agrees with itself
     attempts: tuple[Attempt, ...] = ()
     cost: Micros = 0
     latency: Seconds = 0.0
@@ -172,6 +173,7 @@ class Evidence(NamedTuple):
     score: float | None  # None: there was no pair to compare
     served: Source | None
     pair: tuple[float, float] | None = None  # numeric answers (local, remote), where the task has one number to compare
+    repeat: float | None = None  # the remote's agreement with itself, where it was asked twice
 
 
 class Example(Value):
@@ -324,10 +326,20 @@ class Trainer(Protocol):
     def train(self, task: Task, examples: Sequence[Example], *, into: Path, seed: int) -> Checkpoint: ...
 
 
+class Promotion(NamedTuple):
+    """A version became champion after the Record `after`: from the next one on, evidence is about it."""
+
+    number: int  # rises with each promotion
+    task: str
+    version: str
+    after: int
+
+
 class Changes(NamedTuple):
     """What happened in a store since a sequence number: enough to bring a live state up to date."""
 
     evidence: list[Evidence]
+    promotions: list[Promotion]
     champions: Mapping[str, Version]
     modes: Mapping[str, Mode]  # what was asked for last, also when its time is over
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import apsw
 
 from apprentice.errors import BudgetExhausted, BudgetHeld, StoreCorrupt, StoreError, StoreTooNew
-from apprentice.types import Cap, Event, Evidence, Hold, Json, Micros, Mode, Record, Seconds, Version
+from apprentice.types import Cap, Event, Evidence, Hold, Json, Micros, Mode, Promotion, Record, Seconds, Version
 
 type EndState = Literal["settled", "assumed", "released"]
 
@@ -117,6 +117,19 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         ) WITHOUT ROWID""",
     ),
     ("CREATE TABLE modes (task TEXT PRIMARY KEY, mode TEXT NOT NULL, until REAL, at REAL NOT NULL) WITHOUT ROWID",),
+    (
+        "ALTER TABLE records ADD COLUMN repeat REAL",
+        """CREATE TABLE promotions (
+            number INTEGER PRIMARY KEY AUTOINCREMENT,
+            task TEXT NOT NULL,
+            version TEXT NOT NULL,
+            after INTEGER NOT NULL,
+            at REAL NOT NULL
+        )""",
+        """INSERT INTO promotions (task, version, after, at)
+            SELECT task, id, COALESCE((SELECT MAX(seq) FROM records WHERE records.at <= promoted_at), 0), promoted_at
+            FROM versions WHERE promoted_at IS NOT NULL ORDER BY promoted_at""",
+    ),
 )
 FIXED = (3, 51, 3)  # before it, a WAL database could be corrupted: https://sqlite.org/wal.html#walresetbug
 
@@ -185,10 +198,12 @@ def to_json(value: Any, what: str) -> str:
 
 RECORD_COLUMNS = (
     "request_id, task, at, version, level, p, audit, confidence, score, served, local_number, remote_number, reason, "
-    "cost, has_remote, idempotency_key, body"
+    "cost, has_remote, idempotency_key, body, repeat"
 )
 
-EVIDENCE_COLUMNS = "seq, task, at, version, level, p, audit, confidence, score, served, local_number, remote_number"
+EVIDENCE_COLUMNS = (
+    "seq, task, at, version, level, p, audit, confidence, score, served, local_number, remote_number, repeat"
+)
 
 
 def record_row(record: Record) -> tuple[str | int | float | None, ...]:
@@ -213,6 +228,7 @@ def record_row(record: Record) -> tuple[str | int | float | None, ...]:
         int(record.remote is not None and record.remote.output is not None),
         None if key is None else to_text(key),
         to_json(record.model_dump(mode="python"), f"record {record.request_id!r}"),
+        None if record.repeat is None else record.repeat.value,
     )
 
 
@@ -236,10 +252,16 @@ def _only_number(output: Json) -> tuple[str | None, float] | None:
 
 def read_evidence(row: Sequence[Any]) -> Evidence:
     """The Evidence of a row of `EVIDENCE_COLUMNS`."""
-    seq, task, at, version, level, p, audit, confidence, score, served, local, remote = row
+    seq, task, at, version, level, p, audit, confidence, score, served, local, remote, repeat = row
     pair = None if local is None else (local, remote)
     version = None if version is None else from_text(version)
-    return Evidence(seq, from_text(task), at, version, level, p, bool(audit), confidence, score, served, pair)
+    return Evidence(seq, from_text(task), at, version, level, p, bool(audit), confidence, score, served, pair, repeat)
+
+
+def read_promotion(row: Sequence[Any]) -> Promotion:
+    """The Promotion of a row of (number, task, version, after)."""
+    number, task, version, after = row
+    return Promotion(number, from_text(task), from_text(version), after)
 
 
 def read_record(body: str) -> Record:

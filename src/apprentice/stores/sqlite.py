@@ -55,6 +55,7 @@ from apprentice.stores import (
     read_event,
     read_evidence,
     read_mode,
+    read_promotion,
     read_record,
     read_version,
     record_row,
@@ -62,7 +63,7 @@ from apprentice.stores import (
     to_text,
     version_row,
 )
-from apprentice.types import Cap, Changes, Event, Evidence, Hold, Lease, Micros, Record, Seconds, Spending, Version
+from apprentice.types import Cap, Changes, Event, Hold, Lease, Micros, Record, Seconds, Spending, Version
 
 type Row = tuple[Any, ...]
 
@@ -124,10 +125,10 @@ class SqliteStore:
         return int(await self._writer.submit(record_row(record)))
 
     async def changes(self, after: int) -> Changes:
-        """Evidence of every task with a number above `after`, in order, and the champions and modes of today."""
-        evidence: list[Evidence] = []
+        """Evidence of every task with a number above `after`, in order; promotions since then; champions and modes of today."""
+        evidence, since = [], after
         while True:
-            page = await self._read(partial(_changes, after=after))
+            page = await self._read(partial(_changes, after=after, since=since))
             evidence += page.evidence
             if len(page.evidence) < 16 * PAGE:
                 return page._replace(evidence=evidence)
@@ -612,6 +613,8 @@ def _promote(connection: apsw.Connection, task: str, version: str, at: Seconds, 
         return
     _rows(connection, "UPDATE versions SET state = 'retired' WHERE task = ? AND state = 'champion'", key[:1])
     _rows(connection, "UPDATE versions SET state = 'champion', promoted_at = ? WHERE task = ? AND id = ?", (at, *key))
+    last = "SELECT COALESCE(MAX(seq), 0) FROM records"
+    _rows(connection, f"INSERT INTO promotions (task, version, after, at) VALUES (?, ?, ({last}), ?)", (*key, at))
 
 
 def _certify(connection: apsw.Connection, task: str, version: str, at: Seconds) -> None:
@@ -671,12 +674,14 @@ def _places(number: int) -> str:
     return ", ".join("?" * number)
 
 
-def _changes(connection: apsw.Connection, after: int) -> Changes:
+def _changes(connection: apsw.Connection, after: int, since: int) -> Changes:
     sql = f"SELECT {EVIDENCE_COLUMNS} FROM records WHERE seq > ? ORDER BY seq LIMIT ?"
     page = [read_evidence(row) for row in _rows(connection, sql, (after, 16 * PAGE))]
+    sql = "SELECT number, task, version, after FROM promotions WHERE after >= ? ORDER BY number"
+    promotions = [read_promotion(row) for row in _rows(connection, sql, (since,))]
     champions = {version.task: version for version in _versions(connection, "state = ?", ("champion",))}
     modes = _rows(connection, "SELECT task, mode, until, at FROM modes")
-    return Changes(page, champions, dict(read_mode(*row) for row in modes))
+    return Changes(page, promotions, champions, dict(read_mode(*row) for row in modes))
 
 
 def _versions(connection: apsw.Connection, where: str, values: Row) -> list[Version]:

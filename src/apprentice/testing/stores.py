@@ -238,17 +238,22 @@ async def an_answer_without_output_is_no_label(build: Build, path: Path) -> None
 
 async def changes_tell_what_happened_since(build: Build, path: Path) -> None:
     async with _open(build, path) as store, _open(build, path) as other:
-        _same(await store.changes(0), ([], {}, {}), "an empty store")
+        _same(await store.changes(0), ([], [], {}, {}), "an empty store")
         first = await store.append(a_record("r1"))
         second = await other.append(a_record("r2", task="other", version=None, local=None, score=None, served=None))
         third = await store.append(
-            a_record("r3", local=Answer(output={"n": 1, "s": "x"}), remote=Answer(output={"n": 2.5, "s": "y"}))
+            a_record(
+                "r3",
+                local=Answer(output={"n": 1, "s": "x"}),
+                remote=Answer(output={"n": 2.5, "s": "y"}),
+                repeat=Score(value=0.75),
+            )
         )
         at = 1_750_000_000.25
         evidence = [
             Evidence(first, "sort", at, "v1", 0.5, 0.125, True, 0.625, 0.5, "remote"),
             Evidence(second, "other", at, None, 0.5, 0.125, True, None, None, None),
-            Evidence(third, "sort", at, "v1", 0.5, 0.125, True, None, 0.5, "remote", (1.0, 2.5)),
+            Evidence(third, "sort", at, "v1", 0.5, 0.125, True, None, 0.5, "remote", (1.0, 2.5), 0.75),
         ]
         _same((await store.changes(0)).evidence, evidence, "all Evidence, of all tasks, in order")
         _same((await other.changes(first)).evidence, evidence[1:], "Evidence after the first")
@@ -258,6 +263,25 @@ async def changes_tell_what_happened_since(build: Build, path: Path) -> None:
         await store.promote("sort", "v1", 5.0)
         champions = (await other.changes(third)).champions
         _same({task: version.id for task, version in champions.items()}, {"sort": "v1"}, "champions")
+
+
+async def a_promotion_knows_the_record_that_it_came_after(build: Build, path: Path) -> None:
+    """From the next Record on, evidence is about the new version: for every process, and after every restart."""
+    async with _open(build, path) as store, _open(build, path) as other:
+        for number in (1, 2):
+            await store.add_version(a_version(checkpoint=f"sha256-{number:064d}"))
+        await store.promote("sort", "v1", 5.0)
+        first = await store.append(a_record("r1"))
+        await other.promote("sort", "v2", 6.0)
+        await other.promote("sort", "v2", 6.0)  # it is champion already
+        second = await store.append(a_record("r2"))
+        await store.promote("sort", "v1", 7.0)  # taken back
+        wanted = [("sort", "v1", 0), ("sort", "v2", first), ("sort", "v1", second)]
+        found = (await other.changes(0)).promotions
+        _same([(p.task, p.version, p.after) for p in found], wanted, "all promotions, in order")
+        _same(sorted({p.number for p in found}), [p.number for p in found], "numbers that rise")
+        _same((await store.changes(first)).promotions, found[1:], "promotions since the first Record")
+        _same((await store.changes(second)).promotions, found[2:], "promotions since the second")
 
 
 async def the_last_mode_of_a_task_is_seen_by_all(build: Build, path: Path) -> None:
@@ -563,6 +587,7 @@ CHECKS: tuple[Check, ...] = (
     records_are_found_by_task_number_and_label,
     an_answer_without_output_is_no_label,
     changes_tell_what_happened_since,
+    a_promotion_knows_the_record_that_it_came_after,
     the_last_mode_of_a_task_is_seen_by_all,
     hostile_strings_stay_what_they_are,
     an_older_state_does_not_replace_a_newer,
