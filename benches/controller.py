@@ -20,6 +20,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from apprentice import bounds
 from apprentice import confidence as controller
 from apprentice.decide import decide, defer
 from apprentice.types import Evidence, Source
@@ -442,11 +443,11 @@ def missed(seeds: int, audits: int) -> float:
     wrong = 0
     for seed in range(seeds):
         mean = (0.93, 0.85, 0.60)[seed % 3]
-        counts = [0] * (controller.CELLS + 1)
+        counts = [0] * (bounds.CELLS + 1)
         for n, hit in enumerate(np.random.default_rng((2, seed)).random(audits) < mean, start=1):
-            counts[controller.CELLS if hit else 0] += 1
+            counts[bounds.CELLS if hit else 0] += 1
             if n < 50 or n % 10 == 0:
-                low, high = controller.interval(counts, counts, 0.05)
+                low, high = bounds.interval(counts, counts, 0.05)
                 if not low <= mean <= high:
                     wrong += 1
                     break

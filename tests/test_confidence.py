@@ -18,7 +18,7 @@ from ville import BettingTest
 
 from apprentice import confidence as c
 from apprentice.decide import decide
-from apprentice.types import Evidence
+from apprentice.types import Evidence, Promotion
 
 EVEN = [i / 200 for i in range(200)]
 DEFAULT = c.Settings()
@@ -51,6 +51,7 @@ records = st.builds(
     score=st.none() | st.floats(0, 1) | st.sampled_from([0.0, 1.0]),
     at=st.floats(0, 1e9),
     pair=st.none() | st.tuples(st.floats(-9, 9), st.floats(-9, 9)),
+    repeat=st.none() | st.floats(0, 1),
 )
 streams = st.lists(records, max_size=80)
 
@@ -380,13 +381,66 @@ def test_settings_that_cannot_work_are_refused_by_name(changes: dict[str, Any], 
         c.Settings(**changes)
 
 
-@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=200))
-def test_the_interval_holds_the_mean_and_narrows_with_repetition(scores: list[float]) -> None:
-    counts = [0] * (c.CELLS + 1)
-    for score in scores:
-        counts[round(score * c.CELLS)] += 1
-    low, high = c.interval(counts, counts, 0.05)
-    assert low <= sum(scores) / len(scores) <= high
-    more_low, more_high = c.interval([n * 4 for n in counts], [n * 4 for n in counts], 0.05)
-    assert more_low >= low - 1e-6
-    assert more_high <= high + 1e-6
+# --- the remote against itself, and what is only shown ----------------------------------------------------------------
+
+
+def test_a_remote_that_agrees_with_itself_too_little_makes_the_promise_infeasible_and_it_is_said_once() -> None:
+    rng = random.Random(5)
+    state = started(0)
+    rows = [evidence(level=0.0, score=1.0, repeat=float(rng.random() < 0.7)) for _ in range(300)]
+    assert names(state, rows).count("INFEASIBLE") == 1
+    c.start_version(state, DEFAULT, "v2", EVEN)
+    again = [row._replace(version="v2") for row in rows]
+    assert "INFEASIBLE" not in names(state, again)  # it is about the task, not about a version
+    shown = c.summary(state, DEFAULT)
+    assert shown.ceiling == pytest.approx(sum(row.repeat or 0.0 for row in rows) / 300)
+    assert shown.detail["repeat_lower"] < shown.ceiling < shown.detail["repeat_upper"] < 0.9
+
+
+def test_a_remote_that_agrees_with_itself_is_never_called_infeasible() -> None:
+    rng = random.Random(6)
+    rows = [evidence(level=0.0, repeat=float(rng.random() < 0.97)) for _ in range(2000)]
+    assert "INFEASIBLE" not in names(started(0), rows)
+
+
+def test_a_second_answer_counts_before_there_is_a_student() -> None:
+    state = c.State()
+    c.observe(state, DEFAULT, evidence(version=None, score=None, repeat=0.5))
+    assert c.summary(state, DEFAULT).ceiling is None  # nothing is shown without a version
+    c.start_version(state, DEFAULT, "v1", EVEN)
+    assert c.summary(state, DEFAULT).ceiling == 0.5
+
+
+def test_correlations_of_the_last_comparisons_are_shown_and_change_nothing() -> None:
+    rising = [evidence(confidence=i / 100, score=float(i > 30), pair=(i, i**3)) for i in range(100)]
+    state = started()
+    names(state, rising)
+    detail = c.summary(state, DEFAULT).detail
+    assert detail["answers_spearman"] == pytest.approx(1.0)
+    assert 0.8 < detail["answers_pearson"] < 0.99
+    assert 0.5 < detail["confidence_pearson"] < 1
+    plain = started()
+    names(plain, [row._replace(pair=None) for row in rising])
+    assert "answers_pearson" not in c.summary(plain, DEFAULT).detail
+    assert (plain.rung, plain.wealth, plain.contract) == (state.rung, state.wealth, state.contract)
+
+
+def test_a_promotion_starts_the_version_right_after_the_record_that_it_came_after() -> None:
+    rows = [evidence(seq=n, version="v1" if n < 8 else "v2") for n in range(1, 13)]
+    promotions = [Promotion(1, "t", "v1", 0), Promotion(2, "t", "v2", 5)]
+    known = {"v1": EVEN, "v2": EVEN}
+    whole = c.State()
+    list(c.fold(whole, DEFAULT, rows, promotions, known))
+    assert (whole.version, whole.audits, whole.promotion) == ("v2", 5, 2)  # 6 and 7 were decided before the change
+    parts = c.State()
+    for row in rows:
+        list(c.fold(parts, DEFAULT, [row], [p for p in promotions if p.after < row.seq], known))
+    assert parts == whole
+
+
+def test_a_version_that_is_taken_back_starts_its_evidence_anew() -> None:
+    rows = [evidence(seq=n, version="v1") for n in range(1, 9)]
+    promotions = [Promotion(1, "t", "v1", 0), Promotion(2, "t", "v2", 4), Promotion(3, "t", "v1", 6)]
+    state = c.State()
+    list(c.fold(state, DEFAULT, rows, promotions, {"v1": EVEN, "v2": EVEN}))
+    assert (state.version, state.audits) == ("v1", 2)

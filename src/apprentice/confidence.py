@@ -24,22 +24,31 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from statistics import StatisticsError, correlation
 from typing import Literal, NamedTuple
 
+from apprentice.bounds import CELLS, interval, middle, tally
 from apprentice.config import Sampling, Thresholds
 from apprentice.types import Confidence, Evidence, Json, Promotion
 
 type Decay = Literal["exponential", "linear", "step"]
 type Name = Literal[
-    "ALARM", "TIGHTEN", "LOOSEN", "CERTIFIED", "COACHING", "EMERGENCY", "ANTI_CORRELATED", "INPUT_SHIFT", "UNVERIFIED"
+    "ALARM",
+    "TIGHTEN",
+    "LOOSEN",
+    "CERTIFIED",
+    "COACHING",
+    "EMERGENCY",
+    "ANTI_CORRELATED",
+    "INPUT_SHIFT",
+    "UNVERIFIED",
+    "INFEASIBLE",
 ]
 
 WEALTH_BETS = (0.1, 0.25, 0.5, 0.75, 1.0)  # of the certificate; at most 1, so that no factor is negative
 MONITOR_BETS = (0.3, 0.7, 1.5, 3.0, 5.0)
 CONCORDANCE_BETS = (0.2, 0.5, 1.0, 1.6)
-INTERVAL_BETS = (0.02, 0.04, 0.08, 0.15, 0.3, 0.5, 0.7, 0.9)  # of the confidence sequence, as shares of the largest bet
 LARGEST = 1e6  # wealth is cut here: smaller wealth is always valid, and no float overflows
-CELLS = 20  # scores are counted on this grid for the confidence sequence, rounded to the safe side
 STATE_FORMAT = 2
 
 
@@ -68,6 +77,7 @@ class Settings:
     alpha: float = 0.05  # chance that a version is ever certified wrongly; also of the confidence sequence
     levels: tuple[float, ...] = (0.0, 0.05, 0.10, 0.15, 0.20, 0.30, 0.40, 0.50, 0.60, 1.0)
     half_life: float = 60.0  # audits that halve the sampling rate
+    patience: float = 0.0  # how much longer that takes the more is deferred
     carried: float = 180.0  # audits of its predecessor that a new version is credited with in the sampling law, at most
     alarm_at: float = 500.0  # average audits between two false alarms, at least
     guard_at: float = 20.0  # the same for a tightening
@@ -83,6 +93,7 @@ class Settings:
     expiry_audits: int = 20  # fewer audits than this within the expiry: nothing is known any more
     expiry_requests: float = 1000.0  # or 30/floor, whichever is more
     expiry_days: float = 7.0
+    ceiling_margin: float = 0.05  # the remote must agree with itself this much more than is promised
     audits_per_day: float = 5.0  # a slow task is audited at least this often
     wealth_bets: tuple[float, ...] = field(init=False, repr=False)
     contract_bets: tuple[float, ...] = field(init=False, repr=False)
@@ -162,6 +173,8 @@ class State:
     gap: float = 0.0  # discounted mean seconds between requests
     recent: list[tuple[int, float]] = field(default_factory=list)  # request number and time of the last audits
     window: list[float] = field(default_factory=list)
+    surety: list[float] = field(default_factory=list)  # the confidences that go with `window`
+    numbers: list[tuple[float, float]] = field(default_factory=list)  # the last numeric answers (local, remote)
     wealth: list[list[float]] = field(default_factory=list)  # W: a row of bets for each level
     contract: list[float] = field(default_factory=list)  # M
     guard: list[float] = field(default_factory=list)  # G
@@ -181,6 +194,9 @@ class State:
     shift_seen: int = 0
     shift_mean: float = 0.0
     shift_square: float = 0.0
+    repeats_low: list[int] = field(default_factory=lambda: [0] * (CELLS + 1))  # the remote against itself, as `low`
+    repeats_high: list[int] = field(default_factory=lambda: [0] * (CELLS + 1))  # of all versions: it is about the task
+    infeasible: bool = False  # it was said that the remote agrees with itself too little
     burst: int = 0  # audits that are still taken at the burst rate
     seen: list[int] = field(default_factory=list)  # requests by band of confidence
     weight: list[float] = field(default_factory=list)  # their labels, weighted by 1/probability
@@ -200,6 +216,7 @@ class State:
         if unknown:
             raise ValueError(f"controller state with unexpected or missing fields {sorted(unknown)}")
         found["recent"] = [(int(n), float(t)) for n, t in found["recent"]]
+        found["numbers"] = [(float(local), float(remote)) for local, remote in found["numbers"]]
         for name in ("answer_pair", "ranking_pair"):
             found[name] = None if found[name] is None else (float(found[name][0]), float(found[name][1]))
         return cls(**found)
@@ -234,7 +251,7 @@ def start_version(state: State, settings: Settings, version: str, confidences: S
     level = settings.levels[state.rung]
     state.decayed = 0.0 if level >= 1 else min(state.decayed, settings.carried)
     state.recent = [(state.requests, state.at)]
-    state.window = []
+    state.window, state.surety, state.numbers = [], [], []
     _restart(state, settings)
     state.emergency = [1.0] * len(settings.emergency_bets)
     state.coaching = [1.0] * len(settings.coaching_bets)
@@ -290,9 +307,11 @@ def observe(state: State, settings: Settings, evidence: Evidence) -> list[Observ
     score = evidence.score
     if score is not None:
         state.labels += 1
-    if state.version is None or evidence.version != state.version:
-        return []
     found: list[Observation] = []
+    if evidence.repeat is not None:
+        _hear_twice(state, settings, evidence.repeat, found)
+    if state.version is None or evidence.version != state.version:
+        return found
     confidence = evidence.confidence
     rank = -0.5 if confidence is None else confidence  # an answer without one is the least sure, where others have one
     if state.ranked:
@@ -307,6 +326,22 @@ def observe(state: State, settings: Settings, evidence: Evidence) -> list[Observ
     elif state.rung < len(settings.levels) - 1:
         _expire(state, settings, found)
     return found
+
+
+def _hear_twice(state: State, settings: Settings, repeat: float, found: list[Observation]) -> None:
+    """The remote's agreement with itself bounds what any student can reach: nobody agrees better with a noisy remote."""
+    tally(state.repeats_low, state.repeats_high, repeat)
+    if state.infeasible:
+        return
+    upper = interval(state.repeats_low, state.repeats_high, settings.alpha)[1]
+    if upper < settings.theta + settings.ceiling_margin:
+        state.infeasible = True
+        ceiling = middle(state.repeats_low, state.repeats_high)
+        message = (
+            f"the remote agrees with itself on {ceiling:.0%} of the requests, too little for a promise of "
+            f"{settings.theta:.0%}: a phase2_to_phase3 of {settings.theta * ceiling:.2f} can be kept"
+        )
+        found.append(Observation("INFEASIBLE", message, {"ceiling": ceiling, "upper": upper, "theta": settings.theta}))
 
 
 def _report(state: State, settings: Settings, evidence: Evidence, band: int, score: float) -> None:
@@ -356,10 +391,12 @@ def _audit(
         del state.recent[0]
         state.verified = True
     state.window.append(1 - loss)
-    if len(state.window) > settings.window_size:
-        del state.window[0]
-    state.low[math.floor((1 - loss) * CELLS + 1e-9)] += 1
-    state.high[math.ceil((1 - loss) * CELLS - 1e-9)] += 1
+    state.surety.append(rank)
+    if evidence.pair is not None:
+        state.numbers.append(evidence.pair)
+    for shown in (state.window, state.surety, state.numbers):
+        del shown[: -settings.window_size]
+    tally(state.low, state.high, 1 - loss)
 
     emergency = _fold(state.emergency, settings.emergency_bets, loss - (1 - settings.emergency))
     coaching = _fold(state.coaching, settings.coaching_bets, loss - (1 - settings.coaching))
@@ -587,7 +624,7 @@ def _sampling(state: State, settings: Settings) -> float:
         evidence=max(_mean(state.contract), _mean(state.trend)),
         floor=settings.floor,
         decay=settings.decay,
-        half_life=settings.half_life,
+        half_life=settings.half_life * (1 + settings.patience * settings.levels[state.rung]),
     )
     if state.burst and rate < settings.burst_rate:
         rate = settings.burst_rate
@@ -640,7 +677,6 @@ def summary(state: State, settings: Settings) -> Confidence:
     if state.drift == "none" and (state.burst or max(_mean(m) for m in (state.contract, state.guard, state.trend)) > 5):
         now = now.model_copy(update={"drift": "suspected"})
     lower, upper = interval(state.low, state.high, settings.alpha) if state.audits else (None, None)
-    low, high = (sum(i * n for i, n in enumerate(counts)) / CELLS for counts in (state.low, state.high))
     detail = {
         "contract": _mean(state.contract),
         "guard": _mean(state.guard),
@@ -654,12 +690,17 @@ def summary(state: State, settings: Settings) -> Confidence:
     }
     for level, row in zip(settings.levels, state.wealth, strict=False):
         detail[f"certificate_{level:g}"] = _mean(row)
+    detail |= _correlations("answers", state.numbers)
+    detail |= _correlations("confidence", list(zip(state.surety, state.window, strict=True)))
+    if sum(state.repeats_low):
+        detail["repeat_lower"], detail["repeat_upper"] = interval(state.repeats_low, state.repeats_high, settings.alpha)
     everything = _weighted(state, 0)
     if everything is not None:
         detail["agreement_all"] = everything
     return now.model_copy(
         update={
-            "agreement": (low + high) / 2 / state.audits if state.audits else None,
+            "agreement": middle(state.low, state.high) if state.audits else None,
+            "ceiling": middle(state.repeats_low, state.repeats_high) if sum(state.repeats_low) else None,
             "lower": lower,
             "upper": upper,
             "window": _mean(state.window) if state.window else None,
@@ -667,6 +708,16 @@ def summary(state: State, settings: Settings) -> Confidence:
             "detail": detail,
         }
     )
+
+
+def _correlations(of: str, pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """Pearson's and Spearman's correlation of the last pairs, to be shown: far too noisy to act on."""
+    first, second = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    try:
+        straight, ranked = correlation(first, second), correlation(first, second, method="ranked")
+    except StatisticsError:  # fewer than two, or all the same: there is none
+        return {}
+    return {f"{of}_pearson": straight, f"{of}_spearman": ranked}
 
 
 def _weighted(state: State, rung: int) -> float | None:
@@ -684,36 +735,6 @@ def _weighted(state: State, rung: int) -> float | None:
         total += seen * (h / w if w > 0 else pooled)
         mass += seen
     return total / mass if mass else pooled
-
-
-def interval(low: Sequence[int], high: Sequence[int], alpha: float) -> tuple[float, float]:
-    """Bounds of a mean of scores in [0, 1] that hold at every moment at once with probability 1 - alpha.
-
-    `low` and `high` count the scores on an even grid from 0 to 1, rounded down and up. A bet against the mean m
-    multiplies by 1 - c + c x / m; the mixture over c is a martingale when m is the mean, and does not depend on the
-    order of the scores, so that counts are all that need be kept (betting confidence sequence, arXiv 2010.09686).
-
-    >>> tuple(round(bound, 2) for bound in interval([10, 90], [10, 90], 0.05))
-    (0.78, 0.97)
-    """
-    return _lowest(low, alpha / 2), 1 - _lowest(list(reversed(high)), alpha / 2)
-
-
-def _lowest(counts: Sequence[int], alpha: float) -> float:
-    """The largest m that the scores refute as their mean from below; 0 when none is."""
-    cells = len(counts) - 1
-    wanted = math.log(len(INTERVAL_BETS) / alpha)
-    kept = [(i / cells, n) for i, n in enumerate(counts) if n]
-    below, above = 0.0, 1.0
-    for _ in range(24):
-        mean = (below + above) / 2
-        growth = [sum(n * math.log1p(c * (x / mean - 1)) for x, n in kept) for c in INTERVAL_BETS]
-        top = max(growth)
-        if top + math.log(sum(math.exp(g - top) for g in growth)) >= wanted:
-            below = mean
-        else:
-            above = mean
-    return below
 
 
 # --- for engine and reports ------------------------------------------------------------------------------------------

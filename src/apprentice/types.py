@@ -106,6 +106,7 @@ class Confidence(Value):
     upper: float | None = None
     window: float | None = None  # rolling mean over `window_size` comparisons, for display only
     served_agreement: float | None = None  # estimate of the agreement of what was served locally
+    ceiling: float | None = None  # agreement of the remote with itself, from requests that it was asked twice
     certified: bool = False
     verified: bool = True  # False: too few audits of late to say anything
     drift: Literal["none", "suspected", "alarm"] = "none"
