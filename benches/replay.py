@@ -76,6 +76,7 @@ class Student:
         self.inputs = [{"text": row.text} for row in rows]
         self.records: list[tuple[int, Record]] = []
         self.tried_at = self.versions = 0
+        self.urgent = False
         self.trained_on: list[int] = []
         self.said: list[str] = []  # what the version in force answers to each request of the stream
         self.sure: list[float] = []
@@ -92,7 +93,8 @@ class Student:
 
     def due(self) -> bool:
         batch, first = self.config.local.fine_tune_batch_size, self.task.confidence_thresholds.phase1_to_phase2
-        return decide.needs_training(len(self.records) - self.tried_at, self.tried_at, batch, first)
+        new = len(self.records) - self.tried_at
+        return decide.needs_training(new, self.tried_at, batch, first, urgent=self.urgent)
 
     def teach(self, now: int) -> list[float] | None:
         """One cycle; the new version's confidences on recent requests, or None when it was not promoted."""
@@ -108,6 +110,7 @@ class Student:
             return None
         self.said, self.sure = said, [answer.confidence or 0.0 for answer in answers]
         self.versions += 1
+        self.urgent = False
         self.trained_on.append(len(selection.training))
         unseen = checkpoint.manifest["out_of_fold"]
         recent = range(max(0, now + 1 - RECENT), now + 1)
@@ -209,7 +212,9 @@ def play(name: str, rows: Sequence[Row], rule: Rule, config: Config, seed: int, 
         out.asked.append(remote)
         out.served.append(row.teacher if remote else said)
         out.agreed.append(remote or said == row.teacher)
-        out.events += [f"{number}:{event}" for event in rule.observe(evidence)]
+        events = rule.observe(evidence)
+        student.urgent = student.urgent or not decide.URGENT.isdisjoint(events)
+        out.events += [f"{number}:{event}" for event in events]
         if remote:
             student.heard(number, row.teacher)
             if student.due() or len(student.records) == budget:

@@ -259,6 +259,16 @@ def test_whatever_is_recorded_the_next_probability_stays_in_range_and_the_bounds
         assert now.agreement - 0.051 <= now.upper <= 1
 
 
+def test_a_level_that_is_nearly_certified_is_not_waited_for() -> None:
+    state = started(4)
+    state.certified, state.decayed = True, 1e6
+    assert c.standing(state, DEFAULT).sampling_rate == DEFAULT.floor
+    state.wealth[3] = [5.0] * len(state.wealth[3])
+    assert c.standing(state, DEFAULT).sampling_rate == pytest.approx(25 * DEFAULT.floor)
+    state.rung = 0  # nothing is left to be certified
+    assert c.standing(state, DEFAULT).sampling_rate == DEFAULT.floor
+
+
 def test_the_probability_is_fixed_before_the_request_is_read() -> None:
     """The same state gives the same decision whatever the next request holds: neither function is given it."""
     state = started(rung=2)
@@ -394,6 +404,7 @@ def test_a_remote_that_agrees_with_itself_too_little_makes_the_promise_infeasibl
     assert "INFEASIBLE" not in names(state, again)  # it is about the task, not about a version
     shown = c.summary(state, DEFAULT)
     assert shown.ceiling == pytest.approx(sum(row.repeat or 0.0 for row in rows) / 300)
+    assert shown.ceiling is not None
     assert shown.detail["repeat_lower"] < shown.ceiling < shown.detail["repeat_upper"] < 0.9
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apprentice.decide import decide, defer, delay_for, floor_for_delay, needs_training, promise
-from apprentice.types import Confidence
+from apprentice.decide import decide, defer, delay_for, floor_for_delay, is_urgent, needs_training, promise
+from apprentice.types import Confidence, Event, Version
 
 STEADY = Confidence(phase="steady", version="v1", level=0.2, threshold=0.4, sampling_rate=0.1)
 LEARNING = Confidence(phase="reinforcement", version="v1", level=1.0, sampling_rate=1.0)
@@ -103,3 +103,15 @@ def test_the_start_up_sentence_speaks_in_requests() -> None:
 )
 def test_training_is_due_when_there_is_enough_new_to_learn(new: int, trained_on: int, due: bool) -> None:
     assert needs_training(new, trained_on, batch_size=100, first=50) is due
+
+
+def test_after_a_suspicion_a_batch_is_enough_until_there_is_a_new_version() -> None:
+    assert not needs_training(100, 1000, batch_size=100, first=50)
+    assert needs_training(100, 1000, batch_size=100, first=50, urgent=True)
+    version = Version(
+        id="v1", task="t", checkpoint="c", path="p", state="champion", trained_on=9, created_at=1.0, promoted_at=5.0
+    )
+    said = [Event(name=name, task="t", at=at, message="") for name, at in (("TIGHTEN", 4.0), ("INPUT_SHIFT", 6.0))]
+    assert not is_urgent([version], said)
+    assert is_urgent([version], [*said, Event(name="COACHING", task="t", at=6.0, message="")])
+    assert not is_urgent([], [])

@@ -11,7 +11,7 @@ V = (1 - deferred)(1 - score), and the contract is E[V | past] <= 1 - theta.
 - Monitors: e-detectors in CUSUM form, with an average run length of at least their threshold in audits (Shin, Ramdas &
   Rinaldo, E-detectors, NEJSDS). M contract, G guard, R trend, E emergency, C coaching, K concordance of numeric
   answers, Q concordance of confidence and score.
-- Sampling follows the evidence (Banerjee & Veeravalli, arXiv 1211.3729), never a rolling mean.
+- Sampling follows the evidence for and against (after Banerjee & Veeravalli, arXiv 1211.3729), never a rolling mean.
 
 Everything is a function of the sequence of records: no clock, no dice, no input or output.
 """
@@ -77,7 +77,6 @@ class Settings:
     alpha: float = 0.05  # chance that a version is ever certified wrongly; also of the confidence sequence
     levels: tuple[float, ...] = (0.0, 0.05, 0.10, 0.15, 0.20, 0.30, 0.40, 0.50, 0.60, 1.0)
     half_life: float = 60.0  # audits that halve the sampling rate
-    patience: float = 0.0  # how much longer that takes the more is deferred
     carried: float = 180.0  # audits of its predecessor that a new version is credited with in the sampling law, at most
     alarm_at: float = 500.0  # average audits between two false alarms, at least
     guard_at: float = 20.0  # the same for a tightening
@@ -594,8 +593,9 @@ def sampling_rate(
 ) -> float:
     """Probability of an audit of the next request, in [floor, 1], from what is known before it is read.
 
-    `audits` of this version thin it out, `evidence` against it (the larger of contract and trend monitor) brings it
-    back: a suspicion is worth a burst, since audits taken then are the ones that decide.
+    `audits` of this version thin it out, `evidence` brings it back: the largest of contract monitor, trend monitor and
+    the certificate of the next level. Where one of them is about to decide, audits are worth most: a suspicion is settled
+    soon, and a level that is nearly certified is not waited for.
 
     >>> sampling_rate(audits=0, level=0.0, evidence=1.0, floor=0.02)
     1.0
@@ -618,13 +618,14 @@ def _sampling(state: State, settings: Settings) -> float:
     last = len(settings.levels) - 1
     if state.version is None or state.rung == last:
         return 1.0
+    nearly = _mean(state.wealth[state.rung - 1]) if state.rung > 0 else 1.0
     rate = sampling_rate(
         audits=state.decayed,
         level=settings.levels[state.rung],
-        evidence=max(_mean(state.contract), _mean(state.trend)),
+        evidence=max(_mean(state.contract), _mean(state.trend), nearly),
         floor=settings.floor,
         decay=settings.decay,
-        half_life=settings.half_life * (1 + settings.patience * settings.levels[state.rung]),
+        half_life=settings.half_life,
     )
     if state.burst and rate < settings.burst_rate:
         rate = settings.burst_rate

@@ -6,7 +6,9 @@ the input is read, and the coin knows nothing of it; that is what makes audits a
 
 from __future__ import annotations
 
-from apprentice.types import Confidence, Decision
+from collections.abc import Sequence
+
+from apprentice.types import Confidence, Decision, Event, Version
 
 
 def decide(
@@ -84,15 +86,28 @@ def _positive(first: float, drop: float) -> None:
         raise ValueError(f"{first!r} must be above 0 and the drop {drop!r} in (0, 1]")
 
 
-def needs_training(new_examples: int, trained_on: int, batch_size: int, first: int) -> bool:
+URGENT = frozenset({"ALARM", "EMERGENCY", "ANTI_CORRELATED", "TIGHTEN", "COACHING", "TEACHER_CHANGED"})
+"""Events after which the version in force should be replaced soon."""
+
+
+def is_urgent(versions: Sequence[Version], events: Sequence[Event]) -> bool:
+    """Whether one of URGENT happened since the last version was promoted."""
+    promoted = max((version.promoted_at for version in versions if version.promoted_at is not None), default=0.0)
+    return any(event.name in URGENT and event.at > promoted for event in events)
+
+
+def needs_training(new_examples: int, trained_on: int, batch_size: int, first: int, *, urgent: bool = False) -> bool:
     """Whether enough has been learned since the last version for a new one to be worth examining.
 
     The first version waits for `first` examples, the next ones for `batch_size` new ones or two fifths more than
     before, whichever is more: each version starts its evidence anew, so a late one must bring enough to pay for that.
+    `urgent` (one of URGENT was said of the version in force): the batch is enough.
 
     >>> needs_training(100, 200, 100, 50), needs_training(100, 1000, 100, 50)
     (True, False)
+    >>> needs_training(100, 1000, 100, 50, urgent=True)
+    True
     """
     if trained_on == 0:
         return new_examples >= first
-    return new_examples >= max(batch_size, 0.4 * trained_on)
+    return new_examples >= (batch_size if urgent else max(batch_size, 0.4 * trained_on))

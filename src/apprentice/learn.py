@@ -79,9 +79,12 @@ async def learn(
 async def due(config: Config, task: TaskConfig, store: Store) -> bool:
     """Whether enough was recorded since the last cycle for another one."""
     labels = await store.count(task.name, labelled=True)
-    before = max((version.metrics.get("labels", 0) for version in await store.versions(task.name)), default=0)
+    versions = await store.versions(task.name)
+    before = max((version.metrics.get("labels", 0) for version in versions), default=0)
     batch = (task.local or config.local).fine_tune_batch_size
-    return decide.needs_training(labels - before, before, batch, task.confidence_thresholds.phase1_to_phase2)
+    urgent = decide.is_urgent(versions, await store.events(task.name))
+    first = task.confidence_thresholds.phase1_to_phase2
+    return decide.needs_training(labels - before, before, batch, first, urgent=urgent)
 
 
 def select(records: Iterable[tuple[int, Record]]) -> Selection:
