@@ -202,6 +202,22 @@ def test_learn_makes_a_version_at_once_and_status_shows_it(run: Run, tmp_path: P
     assert "reinforcement" in out and "v1" in out
 
 
+def test_report_says_what_a_versions_confidence_is_worth(run: Run, tmp_path: Path) -> None:
+    with remote(tmp_path):
+        lines = [json.dumps({"text": text}) for text in texts(90)]
+        run("run", "sort", stdin="\n".join(lines[:60]))
+        run("learn", "sort")
+        assert "ECE" not in run("report")[1]
+        run("run", "sort", stdin="\n".join(lines[60:]))
+        [told] = json.loads(run("report", "--json")[1])
+        text = run("report")[1]
+    [found] = told["calibration"]
+    assert found["version"] == "v1"
+    assert 20 <= found["n"] <= 30
+    assert f"  v1: confidence is off by {found['ece']:.3f} (ECE)" in text
+    assert (f"AUROC of {found['auroc']:.3f}" if found["auroc"] is not None else "(ECE), on") in text
+
+
 def test_replay_and_explain_tell_what_was_decided_and_why(run: Run, tmp_path: Path) -> None:
     with remote(tmp_path):
         run("run", "sort", stdin="\n".join(json.dumps({"text": text}) for text in texts(45)))

@@ -207,6 +207,29 @@ def test_a_label_that_names_itself_is_learned_from_fewer_examples() -> None:
     assert agreement(misleading) > 0.3, "a name that says nothing is not believed"
 
 
+def test_a_field_that_cannot_be_known_does_not_hide_one_that_can() -> None:
+    numbers = [number % 8 for number in range(800)]
+    dice = np.random.default_rng(0)
+    outputs = [{"x": f"k{n}", "y": bool(dice.random() < 0.5)} for n in numbers]
+    vectors = vectors_of(numbers, noise=0.45)
+    schema = {"type": "object", "properties": {"x": {"type": "string"}, "y": {"type": "boolean"}}}
+    student = taught(schema, outputs[:400], vectors[:400])
+    sure, right = np.array(
+        [
+            (confidence, answer["x"] == output["x"])
+            for (answer, confidence), output in zip(student.answers(vectors[400:]), outputs[400:], strict=True)
+        ]
+    ).T
+    x, y = student.heads
+    margins = x.guess(vectors[400:]).sure * y.guess(vectors[400:]).sure
+
+    def gap(by: Any) -> float:
+        surest = np.argsort(-by)
+        return float(right[surest[:200]].mean() - right[surest[200:]].mean())
+
+    assert gap(sure) > gap(margins) + 0.05
+
+
 def test_integers_of_few_values_are_categories_and_of_many_are_numbers() -> None:
     numbers = [number % 4 for number in range(200)]
     few = taught(a_field({"type": "integer"}), [{"x": 10**n} for n in numbers], vectors_of(numbers))

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from apprentice import confidence, plugins, report
+from apprentice.calibration import auroc
 from apprentice.config import Config
 from apprentice.engine import Apprentice
 from apprentice.errors import InvalidRequest, UnknownTask
-from apprentice.report import Ending, Step
+from apprentice.report import CalibrationLine, Ending, Step
 from apprentice.testing.servers import serve_openai
-from apprentice.types import Confidence, Evidence, Result, Store
+from apprentice.types import Answer, Confidence, Decision, Evidence, Record, Result, Score, Store
 
 from .conftest import YAML, honest, texts
 
@@ -134,6 +136,78 @@ async def test_a_request_or_a_task_that_is_not_there_is_said_to_be(configured: C
             [],
             Ending(task="sort", records=0, exact=0, lagging=0, unexplained=0, snapshot=None, differs=[]),
         )
+
+
+def compared(number: int, confidence: float | None, score: float | None, **made: Any) -> Record:
+    """A request that v1 answered; `made`: its decision, an audit at one in ten where nothing else is said."""
+    given = {"route": "both", "reason": "audit", "audit": True, "p": 0.1, "level": 0.2, "threshold": 0.5, **made}
+    return Record(
+        request_id=f"r{number}-{made}",
+        task="sort",
+        at=float(number),
+        input={"text": "a pear"},
+        decision=Decision(**given),
+        version="v1",
+        local=Answer(output={"kind": "fruit"}, confidence=confidence),
+        score=None if score is None else Score(value=score),
+    )
+
+
+@asynccontextmanager
+async def told(config: Config, records: list[Record]) -> AsyncIterator[list[CalibrationLine]]:
+    async with opened(config) as store:
+        for record in records:
+            await store.append(record)
+        [found] = await report.report(config, store)
+        yield found.calibration
+
+
+async def test_confidence_is_judged_on_audits_and_deferrals_by_how_rarely_they_were_asked_for(
+    configured: Configured,
+) -> None:
+    deferral = {"reason": "deferred", "audit": False}
+    records = [
+        *(compared(number, 0.95, 1.0) for number in range(15)),  # ten requests each
+        *(compared(number, 0.85, 0.0) for number in range(15, 20)),
+        *(compared(number, 0.25, 0.0, **deferral) for number in range(20, 60)),  # one each
+        compared(60, 0.25, 1.0),  # below the threshold: its comparison was certain, whatever the coin
+        compared(61, 0.65, 0.0, audit=False, reason="local_invalid"),  # with a probability that nobody knows
+        compared(62, 0.65, None),  # the remote failed
+        compared(63, None, 1.0),
+    ]
+    async with told(configured(), records) as found:
+        [line] = found
+    pairs = [(0.95, 1.0)] * 15 + [(0.85, 0.0)] * 5 + [(0.25, 0.0)] * 40 + [(0.25, 1.0)]
+    weights = [10.0] * 20 + [1.0] * 41
+    ranking = auroc(pairs, weights)
+    assert ranking is not None
+    assert (line.version, line.n) == ("v1", 61)
+    assert line.ece == pytest.approx((150 * 0.05 + 50 * 0.85 + 40 * 0.25 - 0.75) / 241)
+    assert (line.auroc, line.auroc_lower, line.auroc_upper) == pytest.approx(ranking)
+
+
+async def test_confidence_is_not_judged_on_a_handful_nor_ranked_where_all_scores_are_equal(
+    configured: Configured,
+) -> None:
+    records = [compared(number, 0.9, 1.0) for number in range(19)]
+    records += [compared(number, 0.3, 1.0, audit=False, reason="deferred") for number in range(19, 40)]
+    async with told(configured(), records) as found:
+        assert found == []
+    async with told(configured(), [compared(40, 0.9, 1.0)]) as found:
+        [line] = found
+    assert (line.n, line.auroc, line.auroc_lower, line.auroc_upper) == (41, None, None, None)
+
+
+async def test_a_student_at_work_is_judged_on_each_of_its_comparisons(configured: Configured) -> None:
+    async with serve_openai(honest) as server:
+        config = configured(server.url)
+        await play(config)
+    async with told(config, []) as found:
+        [line] = [line for line in found if line.version == "v1"]
+    async with opened(config) as store:
+        rows = [record for _, record in await store.records("sort", limit=1000) if record.version == "v1"]
+    scored = [row.decision for row in rows if row.score is not None]
+    assert line.n == len([made for made in scored if made.audit or made.reason == "deferred"]) >= 20
 
 
 @given(

@@ -33,6 +33,7 @@ from apprentice.errors import (
     StoreError,
 )
 from apprentice.report import (
+    CalibrationLine,
     Ending,
     Explanation,
     Plan,
@@ -481,7 +482,15 @@ def _report_text(task: TaskReport) -> str:
             f"  ${point.cost / 1e6:.4f}  {point.phase}"
         )
     lines += [f"  {v.id}: {v.state}, trained on {v.trained_on:,}" for v in task.versions]
+    lines += map(_calibration_text, task.calibration)
     return "\n".join(lines)
+
+
+def _calibration_text(line: CalibrationLine) -> str:
+    text = f"  {line.version}: confidence is off by {line.ece:.3f} (ECE)"
+    if line.auroc is not None:
+        text += f", ranks with an AUROC of {line.auroc:.3f} [{line.auroc_lower:.3f}, {line.auroc_upper:.3f}]"
+    return f"{text}, on {line.n:,} comparisons"
 
 
 def _when(at: float) -> str:

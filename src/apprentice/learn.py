@@ -189,6 +189,7 @@ async def promote(
                 "held_out": {"n": screening.n, "candidate": screening.candidate, "champion": screening.champion},
                 "reason": screening.reason,
                 "confidences": examination.confidences,
+                "calibration": checkpoint.manifest.get("calibration"),
             },
         )
     )

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, field
 from zoneinfo import ZoneInfo
 
-from apprentice import budget, confidence, decide
+from apprentice import budget, calibration, confidence, decide
 from apprentice.config import Config, TaskConfig
 from apprentice.errors import InvalidRequest
 from apprentice.types import (
@@ -35,6 +35,7 @@ from apprentice.types import (
 _PAGE = 1000  # Records read at a time
 _LAG = 256  # Records that a decision may be behind the store, at most, and still be recognised
 _POINTS = 20  # points of a trajectory
+_ENOUGH = 20  # audits of a version, before its confidences are judged
 
 
 class Spend(Value):
@@ -70,6 +71,21 @@ class Point(Value):
     cost: Micros
 
 
+class CalibrationLine(Value):
+    """How far a version's confidences are from what they say, and how well they rank its answers.
+
+    Over its audits and deferrals, each weighted by one over the probability that it was asked for: it speaks of all
+    requests that the version answered.
+    """
+
+    version: str
+    n: int  # comparisons
+    ece: float  # expected calibration error; above 0 by chance alone, and the more so the fewer comparisons there are
+    auroc: float | None  # 1/2 is chance; None: all scores are equal
+    auroc_lower: float | None  # of a 95 % interval
+    auroc_upper: float | None
+
+
 class TaskReport(Value):
     """What one task cost and what it would have cost, with its history."""
 
@@ -84,6 +100,7 @@ class TaskReport(Value):
     saved: Micros
     agreement: float | None  # on all audits, whatever the version. It is not accuracy
     versions: list[Version]
+    calibration: list[CalibrationLine]  # of versions with 20 audits and more that had a confidence
     trajectory: list[Point]
 
 
@@ -215,6 +232,7 @@ async def _report(task: TaskConfig, store: Store) -> TaskReport:
     number = failed = remote_calls = answered = served_locally = 0
     cost = answered_cost = 0
     scores: list[float] = []
+    compared: dict[str, _Compared] = {}
     async for record in _all(task, store):
         number += 1
         stretch.append(record)
@@ -227,6 +245,8 @@ async def _report(task: TaskConfig, store: Store) -> TaskReport:
             answered_cost += record.remote.cost
         if record.decision.audit and record.score is not None:
             scores.append(record.score.value)
+        if record.version is not None:
+            compared.setdefault(record.version, _Compared()).add(record)
         if len(stretch) == width:
             points.append(_point(stretch, number))
             stretch = []
@@ -246,8 +266,43 @@ async def _report(task: TaskConfig, store: Store) -> TaskReport:
         saved=all_remote - cost,
         agreement=sum(scores) / len(scores) if scores else None,
         versions=await store.versions(task.name),
+        calibration=[some.line(version) for version, some in compared.items() if some.audits >= _ENOUGH],
         trajectory=points,
     )
+
+
+@dataclass(slots=True)
+class _Compared:
+    """Confidences of one version with their scores."""
+
+    audits: int = 0
+    pairs: list[tuple[float, float]] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+
+    def add(self, record: Record) -> None:
+        """Count the Record if it has a comparison whose probability is known, as `confidence` does for its report."""
+        made, sure = record.decision, None if record.local is None else record.local.confidence
+        if sure is None or record.score is None:
+            return
+        if made.level >= 1 or (made.threshold is not None and sure < made.threshold):
+            self.weights.append(1.0)  # deferred: asked for with certainty
+        elif made.audit and made.p > 0:
+            self.weights.append(1 / made.p)
+        else:
+            return
+        self.pairs.append((sure, record.score.value))
+        self.audits += made.audit
+
+    def line(self, version: str) -> CalibrationLine:
+        ranking = calibration.auroc(self.pairs, self.weights)
+        return CalibrationLine(
+            version=version,
+            n=len(self.pairs),
+            ece=calibration.ece(self.pairs, self.weights),
+            auroc=None if ranking is None else ranking.auroc,
+            auroc_lower=None if ranking is None else ranking.lower,
+            auroc_upper=None if ranking is None else ranking.upper,
+        )
 
 
 def asked_remote(record: Record) -> bool:

@@ -12,7 +12,7 @@ import pytest
 from apprentice import plugins
 from apprentice.errors import ConfigError, ModelRejected
 from apprentice.testing.trainers import TASK, examples
-from apprentice.types import Checkpoint
+from apprentice.types import Checkpoint, Json
 
 
 @pytest.fixture(scope="module")
@@ -93,15 +93,39 @@ def test_a_damaged_checkpoint_is_not_served(checkpoint: Checkpoint, tmp_path: Pa
         plugins.build("models", "embedded", checkpoint=broken)
 
 
-def test_vectors_of_another_encoder_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    manifest = json.loads((checkpoint.path / "manifest.json").read_text())
-    manifest["encoder"]["name"] = "minilm-of-last-year"
+def changed(checkpoint: Checkpoint, into: Path, **entries: Json) -> Path:
+    """The checkpoint with other entries in its manifest, and all its hashes right."""
+    manifest = json.loads((checkpoint.path / "manifest.json").read_text()) | entries
     written = json.dumps(manifest).encode()
-    other = tmp_path / f"sha256-{sha256(written).hexdigest()}"
+    other = into / f"sha256-{sha256(written).hexdigest()}"
     shutil.copytree(checkpoint.path, other)
     (other / "manifest.json").write_bytes(written)
+    return other
+
+
+def test_vectors_of_another_encoder_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    made = checkpoint.manifest["encoder"] | {"name": "minilm-of-last-year"}
     with pytest.raises(ConfigError, match="reads vectors of minilm-of-last-year, but minilm-"):
-        plugins.build("models", "embedded", checkpoint=other)
+        plugins.build("models", "embedded", checkpoint=changed(checkpoint, tmp_path, encoder=made))
+
+
+@pytest.mark.parametrize("table", [None, [], [[0.0, 0.5], [1.0, 0.5]], [[0.0, 0.1], [1.0, "0.9"]]])
+def test_a_damaged_table_of_calibration_is_not_served(checkpoint: Checkpoint, tmp_path: Path, table: Json) -> None:
+    with pytest.raises(ConfigError, match=r"is damaged: .*(two rows|rise|pair)") as caught:
+        plugins.build("models", "embedded", checkpoint=changed(checkpoint, tmp_path, calibration=table))
+    assert "teach the task again" in (caught.value.hint or "")
+
+
+async def test_confidence_is_what_the_table_makes_of_it(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    halved = changed(checkpoint, tmp_path, calibration=[[0.0, 0.0], [1.0, 0.5]])
+    same = changed(checkpoint, tmp_path, calibration=[[0.0, 0.0], [1.0, 1.0]])
+    for text in ("please look at the otter", "quarterly revenue"):
+        one, other = [
+            await plugins.build("models", "embedded", checkpoint=path).answer(TASK, {"text": text})
+            for path in (halved, same)
+        ]
+        assert one.output == other.output
+        assert one.confidence == pytest.approx(other.confidence / 2, abs=1e-6)
 
 
 def test_a_further_version_costs_its_heads_only(checkpoint: Checkpoint) -> None:

@@ -7,13 +7,18 @@ import sys
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from apprentice import plugins
+from apprentice import heads, plugins
+from apprentice.calibration import SAME, Table, calibrate, checked
 from apprentice.errors import CannotLearn, ConfigError, TrainingError
 from apprentice.testing.trainers import TASK, THINGS, examples
 from apprentice.trainers import keep
-from apprentice.types import Example, Trainer
+from apprentice.trainers.embedded import calibration
+from apprentice.types import Example, Json, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +53,85 @@ def test_every_request_has_a_confidence_from_a_student_that_had_not_seen_it(trai
     seen = model.answer_many(TASK, [example.input for example in noisy])
     fitted = sum(a.output == e.target for a, e in zip(seen, noisy, strict=True)) / 72
     assert right < fitted, "a row was examined on a student that had learned it"
+
+
+def test_what_is_served_and_what_is_held_out_went_through_the_table(trainer: Trainer, tmp_path: Path) -> None:
+    dice = Random(0)
+    noisy = [
+        example if dice.random() < 0.6 else example.model_copy(update={"target": {"kind": dice.choice(sorted(THINGS))}})
+        for example in examples(150)
+    ]
+    checkpoint = trainer.train(TASK, noisy, into=tmp_path, seed=0)
+    table = checkpoint.manifest["calibration"]
+    student, _ = heads.load(checkpoint.path)
+    unseen = [f"where is the {thing}?" for things in THINGS.values() for thing in things]
+    raw = [sure for _, sure in student.answers(plugins.build("encoders", "minilm").encode(unseen))]
+    model = plugins.build("models", "embedded", checkpoint=checkpoint.path)
+    served = [answer.confidence for answer in model.answer_many(TASK, [{"text": text} for text in unseen])]
+    assert served == pytest.approx([calibrate(table, value) for value in raw], abs=1e-5)
+    assert np.argsort(served).tolist() == np.argsort(raw).tolist()
+    held_out = json.loads((checkpoint.path / "oof.json").read_text())
+    confidence, right = np.array(list(held_out.values())).T
+    assert abs(confidence.mean() - right.mean()) < 0.05
+    assert {"rule", "ece", "auroc"} == set(checkpoint.manifest["metrics"]["calibration"])
+
+
+# --- the table of calibration -----------------------------------------------------------------------------------------
+
+
+def fitted(raw: np.ndarray, chance: np.ndarray, seed: int = 0) -> tuple[Table, dict[str, Json]]:
+    """The table for answers that are right by `chance`, from five folds."""
+    right = np.random.default_rng(seed).random(len(raw)) < chance
+    table, quality = calibration(heads.OutOfFold(raw, right, {}), np.ones(len(raw)), np.arange(len(raw)) % 5)
+    return table, quality["calibration"]
+
+
+def away(table: Table, raw: np.ndarray, chance: np.ndarray) -> float:
+    return float(np.mean([abs(calibrate(table, r) - c) for r, c in zip(raw.tolist(), chance.tolist(), strict=True)]))
+
+
+@pytest.mark.parametrize(
+    ("count", "shape", "rule", "within"),
+    [
+        (1500, "logistic", "platt", 0.03),
+        (1500, "steps", "isotonic", 0.06),
+        (299, "steps", "platt", 0.15),
+        (60, "logistic", "platt", 0.1),
+    ],
+)
+def test_isotonic_regression_is_taken_from_300_rows_on_and_only_where_it_is_clearly_better(
+    count: int, shape: str, rule: str, within: float
+) -> None:
+    raw = np.random.default_rng(1).random(count)
+    odds = np.log(raw / (1 - raw))
+    chance = 1 / (1 + np.exp(-0.7 * odds - 0.8)) if shape == "logistic" else np.where(raw < 0.8, 0.5, 0.98)
+    table, quality = fitted(raw, chance)
+    assert quality["rule"] == rule
+    assert away(table, raw, chance) < within < away(SAME, raw, chance)
+    assert quality["ece"] < (0.05 if count > 1000 else 0.2)
+    assert quality["auroc"] > 0.5
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0, 0.7, 0.70004, 0.3, 1e-7]), st.booleans()), min_size=2),
+    st.integers(1, 40),
+)
+def test_any_pairs_give_a_small_rising_table_that(pairs: list[tuple[float, bool]], times: int) -> None:
+    raw, right = (np.array(column * times) for column in zip(*pairs, strict=True))
+    found = heads.OutOfFold(raw, right, {})
+    table, _ = calibration(found, np.ones(len(raw)), np.arange(len(raw)) % 2)
+    assert checked(json.loads(json.dumps(table))) == table
+    assert (table[0][0], table[-1][0]) == (0.0, 1.0)
+    assert len(table) <= 34
+
+
+def test_without_folds_the_table_changes_nothing(tmp_path: Path) -> None:
+    [one] = examples(1)
+    checkpoint = plugins.build("trainers", "embedded", encoder="tfidf").train(TASK, [one], into=tmp_path, seed=0)
+    assert checkpoint.manifest["calibration"] == [[0.0, 0.0], [1.0, 1.0]]
+    assert checkpoint.manifest["metrics"] == {}
+    model = plugins.build("models", "embedded", checkpoint=checkpoint.path)
+    assert [answer.output for answer in model.answer_many(TASK, [one.input])] == [one.target]
 
 
 def test_equal_texts_are_held_out_together(trainer: Trainer, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from apprentice import heads, plugins
+from apprentice.calibration import Table, calibrate, checked
 from apprentice.errors import ConfigError, ModelRejected
 from apprentice.types import Answer, Encoder, Json, Task
 
@@ -19,6 +20,10 @@ def build(checkpoint: str | Path) -> Embedded:
     installed; MissingExtra without the extra `embedded`.
     """
     student, manifest = heads.load(Path(checkpoint))
+    try:
+        table = checked(manifest.get("calibration"))
+    except ValueError as error:
+        raise heads.damaged(Path(checkpoint), str(error)) from error
     made = manifest["encoder"]
     encoder: Encoder = plugins.build("encoders", made["plugin"])
     if encoder.name != made["name"]:
@@ -26,14 +31,17 @@ def build(checkpoint: str | Path) -> Embedded:
             f"the checkpoint {checkpoint} reads vectors of {made['name']}, but {encoder.name} is installed",
             hint="teach the task again, or install the encoder's former version",
         )
-    return Embedded(student, manifest, encoder, Path(checkpoint).resolve().name)
+    return Embedded(student, table, manifest, encoder, Path(checkpoint).resolve().name)
 
 
 class Embedded:
     """Answers a task's inputs; several at once with `answer_many`, which is the faster for each."""
 
-    def __init__(self, student: heads.Student, manifest: dict[str, Json], encoder: Encoder, id: str) -> None:
+    def __init__(
+        self, student: heads.Student, table: Table, manifest: dict[str, Json], encoder: Encoder, id: str
+    ) -> None:
         self._student = student
+        self._table = table
         self._encoder = encoder
         self._name = f"embedded:{id.removeprefix('sha256-')[:12]}"
         self._input_schema: dict[str, Json] = {"properties": dict.fromkeys(manifest["input_fields"])}
@@ -57,8 +65,8 @@ class Embedded:
         answers = self._student.answers(self._encoder.encode(texts))
         latency = (time.perf_counter() - began) / len(inputs)
         return [
-            Answer(output=output, model=self._name, latency=latency, confidence=confidence)
-            for output, confidence in answers
+            Answer(output=output, model=self._name, latency=latency, confidence=round(calibrate(self._table, raw), 6))
+            for output, raw in answers
         ]
 
     async def close(self) -> None:

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from apprentice import heads, plugins
+from apprentice.calibration import SAME, Table, auroc, calibrate, ece
 from apprentice.errors import ConfigError, MissingExtra, TrainingError
 from apprentice.trainers import keep, replace_file
 from apprentice.types import Checkpoint, Encoder, Example, Json, Task, Trainer
 
 try:
     import numpy as np
+    from sklearn.isotonic import IsotonicRegression
     from threadpoolctl import threadpool_limits
 except ModuleNotFoundError as error:
-    raise MissingExtra("scikit-learn" if error.name == "threadpoolctl" else "numpy", "embedded") from error
+    raise MissingExtra("numpy" if error.name == "numpy" else "scikit-learn", "embedded") from error
+
+type _Rule = Callable[[Any, Any, Any], Table]  # raw confidences, whether they were right, weights
+
+_ENOUGH = 300  # pairs from which isotonic regression is tried
+_TILT = 0.01  # every table rises by at least this much over its length: no two confidences become one
+_APART = 0.001  # between the raw values of two rows
+_ROWS = 32
+_KNOTS = (0.001, 0.003, 0.01, 0.03, *(step / 16 for step in range(1, 16)), 0.97, 0.99, 0.997, 0.999)  # of a curve
 
 
 def build(encoder: str = "minilm", c: float = 30.0, folds: int = 5, fields: list[str] | None = None) -> Trainer:
@@ -49,7 +59,8 @@ class _Embedded:
         heads.fields(task, self._counted)
 
     def train(self, task: Task, examples: Sequence[Example], *, into: Path, seed: int) -> Checkpoint:
-        """A checkpoint under `into`, named by its content; `manifest["out_of_fold"]`: confidences by request id.
+        """A checkpoint under `into`, named by its content; `manifest["out_of_fold"]`: confidences by request id, as a
+        student that had not learned from the request would say them; `manifest["calibration"]`: the table behind them.
 
         An example whose target does not fit the task's output schema is left out and counted in the manifest.
         Raises CannotLearn for a task or a field by design, TrainingError when no example fits.
@@ -69,16 +80,22 @@ class _Embedded:
         encoder: Encoder = plugins.build("encoders", self._encoder)
         texts = [heads.render(task.input_schema, example.input) for example in used]
         vectors = _vectors(texts, encoder, into / f".vectors-{encoder.name}.npy")
+        weights, folds = [example.weight for example in used], _folds(texts, self._folds, seed)
         with threadpool_limits(1):  # sums in another order would give another id
             student, found = heads.learn(
                 fields,
                 vectors,
                 [symbols for _, symbols in rows],
-                [example.weight for example in used],
-                _folds(texts, self._folds, seed),
+                weights,
+                folds,
                 encode=encoder.encode,
                 c=self._c,
             )
+            table, quality = calibration(found, np.array(weights, float), np.array(folds))
+        # The served table on every row, although it was fitted on them: deferral thresholds are quantiles of these
+        # values and are held against served ones; a rising table cannot make any row look better than another.
+        if found is not None:
+            found = found._replace(confidence=np.array([calibrate(table, float(raw)) for raw in found.confidence]))
         about = {
             "task": task.name,
             "input_fields": list(task.input_schema.get("properties") or {}),
@@ -88,7 +105,8 @@ class _Embedded:
             "examples": len(used),
             "left_out": len(examples) - len(used),
             "data": sha256("\n".join(map(_content, used)).encode()).hexdigest(),
-            "metrics": _metrics(found),
+            "calibration": [list(row) for row in table],
+            "metrics": _metrics(found) | quality,
         }
         held_out = _by_request(used, found)
         name, files = heads.files(student, about, {"oof.json": json.dumps(held_out).encode()})
@@ -136,6 +154,70 @@ def _folds(texts: Sequence[str], count: int, seed: int) -> list[int]:
     order = sorted(set(texts), key=lambda text: sha256(f"{seed}:".encode() + text.encode("utf-8", "replace")).digest())
     part = {text: place % count for place, text in enumerate(order)}
     return [part[text] for text in texts]
+
+
+def calibration(found: heads.OutOfFold | None, weights: Any, folds: Any) -> tuple[Table, dict[str, Json]]:
+    """The table for raw confidences; by what rule, and its quality on rows of a fold that it was not fitted on.
+
+    Platt scaling; from 300 rows on isotonic regression, where its Brier score is better by two standard errors. Always
+    taken, it made the calibration error on unseen rows of banking77 larger, by .01 on average at 500 and 2,000 rows.
+    """
+    if found is None:
+        return SAME, {}
+    raw, right = np.clip(found.confidence, 0, 1), found.right.astype(float)
+
+    def held_out(rule: _Rule) -> Any:
+        chances = np.zeros(len(raw))
+        for part in np.unique(folds):
+            inside = folds != part
+            table = rule(raw[inside], right[inside], weights[inside])
+            chances[~inside] = [calibrate(table, float(value)) for value in raw[~inside]]
+        return chances
+
+    name, rule, chances = "platt", _platt, held_out(_platt)
+    if len(raw) >= _ENOUGH:
+        other = held_out(_isotonic)
+        gain = weights * ((chances - right) ** 2 - (other - right) ** 2)
+        if gain.mean() > 2 * gain.std() / np.sqrt(len(gain)):
+            name, rule, chances = "isotonic", _isotonic, other
+    pairs = list(zip(chances.tolist(), right.tolist(), strict=True))
+    ranking = auroc(pairs, weights.tolist())
+    quality = {"rule": name, "ece": ece(pairs, weights.tolist()), "auroc": ranking.auroc if ranking else None}
+    return rule(raw, right, weights), {"calibration": quality}
+
+
+def _platt(raw: Any, right: Any, weights: Any) -> Table:
+    slope, offset = heads.platt(_log_odds(raw), right, weights)
+    knots = np.array([0.0, *_KNOTS, 1.0])
+    return _rising(knots, 1 / (1 + np.exp(-slope * _log_odds(knots) - offset)))
+
+
+def _log_odds(chances: Any) -> Any:
+    chances = np.clip(chances, 1e-6, 1 - 1e-6)
+    return np.log(chances) - np.log1p(-chances)
+
+
+def _isotonic(raw: Any, right: Any, weights: Any) -> Table:
+    """Lines between the centres of the blocks (Zadrozny & Elkan, KDD 2002, give each block one value).
+
+    One right answer without confidence and one wrong one with all of it are added: nothing is ever certain.
+    """
+    raw, right, weights = np.append(raw, [0, 1]), np.append(right, [1, 0]), np.append(weights, [1, 1])
+    levels, block = np.unique(IsotonicRegression().fit(raw, right, weights).predict(raw).round(9), return_inverse=True)
+    centres = np.bincount(block, weights * raw) / np.bincount(block, weights)
+    some = np.unique(np.linspace(0, len(levels) - 1, _ROWS).round().astype(int))
+    levels, centres = levels[some], centres[some]
+    return _rising(np.array([0, *centres, 1]), np.array([levels[0], *levels, levels[-1]]))
+
+
+def _rising(raw: Any, chances: Any) -> Table:
+    """A table from a curve that never falls, over [0, 1]: rows that lie too close are left out, and all is tilted."""
+    rows = [[0.0, float(chances[0])]]
+    for x, y in zip(raw.tolist()[1:-1], chances.tolist()[1:-1], strict=True):
+        if rows[-1][0] + _APART <= x <= 1 - _APART:
+            rows.append([x, y])
+    rows.append([1.0, float(chances[-1])])
+    return [[round(x, 6), round((1 - _TILT) * y + _TILT * x, 6)] for x, y in rows]
 
 
 def _metrics(found: heads.OutOfFold | None) -> dict[str, Json]:
