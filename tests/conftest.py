@@ -46,6 +46,7 @@ local:
   fine_tune_settings: {encoder: tfidf}
 sampling:
   min_floor: 0.05
+  repeat_share: 0
 """
 
 

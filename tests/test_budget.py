@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from apprentice import budget
 from apprentice.errors import ConfigError, PriceUnknown
-from apprentice.types import Usage
+from apprentice.types import Cap, Usage
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
@@ -242,3 +242,93 @@ def test_a_forecast_is_never_below_what_is_spent(spent: int, share: float) -> No
 
 def test_there_is_no_forecast_before_the_window_begins() -> None:
     assert budget.forecast(5, 0.0) is None
+
+
+# --- can the caps pay for the contract? -------------------------------------------------------------------------------
+
+shares = st.floats(0, 1)
+
+
+@given(
+    st.integers(0, 10**10),
+    st.integers(0, 10**10),
+    st.floats(0, 1e5),
+    st.floats(0, 1e6),
+    st.floats(0, 1e5),
+    shares,
+    shares,
+)
+def test_what_a_cap_is_said_to_pay_for_is_what_it_has_room_for(
+    limit: int, spent: int, left: float, requests_per_day: float, cost: float, floor: float, level: float
+) -> None:
+    def plan(level: float, limit: int = limit) -> budget.Payable:
+        cap = Cap(window="day:x", limit=limit)
+        [found] = budget.payable(
+            [cap],
+            {"day:x": spent},
+            {"day:x": left},
+            requests_per_day=requests_per_day,
+            cost=cost,
+            floor=floor,
+            level=level,
+        )
+        return found
+
+    def price(level: float) -> float:
+        return (floor + (1 - floor) * level) * requests_per_day * left / 86_400 * cost
+
+    found, room = plan(level), max(0, limit - spent)
+    assert (found.window, found.needed) == ("day:x", level)
+    assert 0 <= found.affordable <= 1
+    assert 0 <= found.audits <= 1
+    if found.affordable > 0:
+        assert price(found.affordable) <= room * (1 + 1e-9) + 1e-6
+        assert found.audits == 1, "the audits are paid before any deferral"
+    if price(level) < room * (1 - 1e-9):
+        assert found.enough
+    if price(level) > room * (1 + 1e-9) + 1e-6:
+        assert not found.enough
+    more = plan(level, limit + 1000)
+    assert more.affordable >= found.affordable
+    assert more.audits >= found.audits
+
+
+@pytest.mark.parametrize(
+    ("limit", "spent", "left", "level", "affordable", "audits"),
+    [
+        (1_000_000, 0, 86_400.0, 0.0, 0.902 / 4.802, 1.0),  # 10,000 requests of 490 micro-dollars are 4.9 dollars
+        (1_000_000, 900_000, 86_400.0, 0.3, 0.002 / 4.802, 1.0),
+        (1_000_000, 951_000, 86_400.0, 0.0, 0.0, 0.5),  # half of the audits, and nothing else
+        (1_000_000, 2_000_000, 86_400.0, 0.0, 0.0, 0.0),
+        (1_000_000, 2_000_000, 0.0, 1.0, 1.0, 1.0),  # the window is over: nothing comes any more
+        (490, 0, float("inf"), 1.0, 1.0, 1.0),  # a total is judged by the next request
+        (489, 0, float("inf"), 1.0, 479.2 / 480.2, 1.0),
+    ],
+)
+def test_payable(limit: int, spent: int, left: float, level: float, affordable: float, audits: float) -> None:
+    [found] = budget.payable(
+        [Cap(window="w", limit=limit)],
+        {"w": spent},
+        {"w": left},
+        requests_per_day=10_000,
+        cost=490,
+        floor=0.02,
+        level=level,
+    )
+    assert found.affordable == pytest.approx(affordable, abs=1e-9)
+    assert found.audits == pytest.approx(audits)
+    assert found.enough == (found.audits == 1 and found.affordable >= level)
+
+
+@pytest.mark.parametrize(
+    ("window", "moment", "seconds"),
+    [
+        ("day:2026-11-21", at(2026, 11, 21, 6), 64_800.0),
+        ("day:2026-11-21", at(2026, 11, 22, 6), 0.0),
+        ("task:a/b/week:2026-W47", at(2026, 11, 22), 43_200.0),
+        ("month:2026-12", at(2026, 12, 31), 43_200.0),
+        ("total", at(2026, 11, 30), float("inf")),
+    ],
+)
+def test_what_is_left_of(window: str, moment: float, seconds: float) -> None:
+    assert budget.left(window, moment, UTC) == seconds

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
+from pathlib import Path
+from random import Random
 from typing import Any
 
 import apsw
 import pytest
 
-from apprentice import plugins
+from apprentice import budget, confidence, plugins
 from apprentice.config import Config
 from apprentice.engine import Apprentice
 from apprentice.errors import (
@@ -29,7 +32,7 @@ from apprentice.errors import (
     UnknownTask,
 )
 from apprentice.testing.servers import Reply, Server, serve_openai
-from apprentice.types import Answer, Json, Record, Store, Task
+from apprentice.types import Answer, Event, Json, Record, Store, Task
 
 from .conftest import YAML, honest, right, texts
 from .stores.test_sqlite import Disk
@@ -450,3 +453,251 @@ async def test_a_full_disk_fails_the_request_before_it_is_sent_and_space_heals_i
             assert list(await booked(config)) == ["settled"]
     finally:
         disk.unregister()
+
+
+# --- asked twice ------------------------------------------------------------------------------------------------------
+
+
+class Knowing:
+    """A local model that is right, so that a task is in reinforcement at once."""
+
+    async def answer(self, task: Task, input: Json) -> Answer:
+        return Answer(output={"kind": right(input["text"])}, model="knowing")
+
+    async def close(self) -> None:
+        return None
+
+
+@contextlib.asynccontextmanager
+async def learning(config: Config, share: float = 1.0, *, cold: bool = False, **more: Any) -> AsyncIterator[Apprentice]:
+    """An Apprentice whose requests are all audits, of which this share is asked twice."""
+    sampling = config.sampling.model_copy(update={"repeat_share": share})
+    local = config.local.model_copy(update={"learn": "off"})
+    async with Apprentice(config.model_copy(update={"sampling": sampling, "local": local}), **more) as app:
+        await app.confidence("sort")
+        live = app._tasks["sort"]
+        if not cold:
+            live.model = Knowing()
+            confidence.start_version(live.state, live.settings, "v1", [])
+        yield app
+
+
+async def test_an_audit_asked_twice_is_scored_paid_and_counted_and_both_calls_are_made_at_once(
+    configured: Configured,
+) -> None:
+    gate = asyncio.Event()
+    async with serve_openai([Reply({"kind": "fruit"}, wait=gate)]) as server:
+        config = configured(server.url)
+        async with learning(config) as app:
+            asking = asyncio.create_task(app.arun("sort", {"text": "a pear"}))
+            await arrived(server, 2)  # neither waits for the other
+            gate.set()
+            result = await asking
+            [record] = await stored(config)
+            assert record.repeat is not None and record.repeat.value == 1.0
+            assert sorted(attempt.purpose for attempt in record.attempts) == ["repeat", "serve"]
+            assert {attempt.outcome for attempt in record.attempts} == {"answered"}
+            assert record.cost == result.cost == sum(attempt.cost for attempt in record.attempts)
+            assert await booked(config) == {"settled": record.cost}
+            assert sum(app._tasks["sort"].state.repeats_low) == 1
+            assert (await app._store.changes(0)).evidence[0].repeat == 1.0
+        assert len(server.requests) == 2
+    assert result.output == {"kind": "fruit"}
+
+
+async def test_a_remote_that_contradicts_itself_is_found_out_and_the_caller_has_its_first_answer(
+    configured: Configured,
+) -> None:
+    async with serve_openai([{"kind": "fruit"}, {"kind": "tool"}]) as server:
+        config = configured(server.url, remote={"concurrency": 1})  # so that the first is the first
+        async with learning(config) as app:
+            assert (await app.arun("sort", {"text": "a pear"})).output == {"kind": "fruit"}
+    [record] = await stored(config)
+    assert record.remote is not None and record.remote.output == {"kind": "fruit"}
+    assert record.score is not None and record.score.value == 1.0
+    assert record.repeat is not None and record.repeat.value == 0.0
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        Reply(status=503, code="server_is_overloaded", headers={"retry-after": "0"}),
+        Reply(status=401, code="invalid_api_key"),
+        Reply("prose"),
+        Reply("no", finish="refused"),
+        Reply({"kind": "fruit"}, reset=True, cut=0),
+    ],
+)
+async def test_a_second_call_that_fails_is_a_missing_label_and_nothing_else(
+    configured: Configured, second: Reply
+) -> None:
+    async with serve_openai([{"kind": "fruit"}, second]) as server:
+        config = configured(server.url, remote={"concurrency": 1})
+        async with learning(config) as app:
+            result = await app.arun("sort", {"text": "a pear"})
+        assert len(server.requests) == 2, "it is not tried again"
+    [record] = await stored(config)
+    assert (result.output, result.source, record.error, record.repeat) == ({"kind": "fruit"}, "remote", None, None)
+    assert [attempt.purpose for attempt in record.attempts] == ["serve", "repeat"]
+    assert record.cost == sum((await booked(config)).values())
+
+
+async def test_a_second_call_that_hangs_ends_with_the_deadline_and_the_answer_is_there(configured: Configured) -> None:
+    never = asyncio.Event()
+    async with serve_openai([{"kind": "fruit"}, Reply(wait=never)]) as server:
+        config = configured(server.url, remote={"concurrency": 1})
+        async with learning(config) as app:
+            result = await app.arun("sort", {"text": "a pear"}, deadline=0.5)
+    assert result.output == {"kind": "fruit"}
+    assert (await booked(config)).keys() == {"settled", "assumed"}
+
+
+async def test_a_second_answer_of_another_remote_is_no_label(configured: Configured) -> None:
+    async with serve_openai(["prose", {"kind": "fruit"}]) as first, serve_openai(honest) as other:
+        config = configured(first.url, remote={"concurrency": 1})
+        fallback = config.remote.model_copy(update={"base_url": other.url, "model": "gpt-4o"})
+        remote = config.remote.model_copy(update={"additional_providers": (fallback,)})
+        async with learning(config.model_copy(update={"remote": remote})) as app:
+            assert (await app.arun("sort", {"text": "a pear"})).output == {"kind": "fruit"}
+        assert (len(first.requests), len(other.requests)) == (2, 1)
+    [record] = await stored(config)
+    assert record.repeat is None
+
+
+async def test_when_the_first_answer_does_not_come_the_second_call_is_called_off_and_recorded(
+    configured: Configured,
+) -> None:
+    never = asyncio.Event()
+    async with serve_openai([Reply(status=401, code="invalid_api_key"), Reply(wait=never)]) as server:
+        config = configured(server.url)
+        async with learning(config) as app:
+            with pytest.raises((ModelRejected, DeadlineExceeded)):  # whichever of the two arrives first
+                await app.arun("sort", {"text": "a pear"}, deadline=1)
+    [record] = await stored(config)
+    assert {attempt.purpose for attempt in record.attempts} == {"serve", "repeat"}
+    assert record.cost == sum((await booked(config)).values())
+    assert "held" not in await booked(config)
+
+
+async def test_cancelling_a_request_that_is_asked_twice_ends_both_calls_and_both_are_recorded(
+    configured: Configured,
+) -> None:
+    never = asyncio.Event()
+    async with serve_openai([Reply({"kind": "fruit"}, wait=never)]) as server:
+        config = configured(server.url)
+        async with learning(config) as app:
+            asking = asyncio.create_task(app.arun("sort", {"text": "a pear"}))
+            await arrived(server, 2)
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+    [record] = await stored(config)
+    assert sorted(attempt.purpose for attempt in record.attempts) == ["repeat", "serve"]
+    assert await booked(config) == {"assumed": record.cost}
+
+
+async def test_a_second_call_is_not_made_where_the_caps_leave_room_for_the_requests_alone(
+    configured: Configured,
+) -> None:
+    async with serve_openai(honest) as server:
+        config = configured(server.url, remote={"retries": 0})
+        async with learning(config) as app:
+            await app.arun("sort", {"text": "a pear"})
+            model, price = app._calls.providers[0].model(), app._calls.providers[0].price
+            worst = budget.worst_case(price, model.request_bytes(config.tasks[0].task, {"text": "a pear"}), 64)
+        spent = (await booked(config))["settled"]
+        # Room for the request and its second asking: not enough, because the next request must not go without.
+        total = Decimal(spent + 2 * worst).scaleb(-6)
+        async with learning(
+            config.model_copy(update={"budget": config.budget.model_copy(update={"total": total})})
+        ) as app:
+            assert (await app.arun("sort", {"text": "a pear"})).source == "remote"
+        assert len(server.requests) == 3
+    first, second = await stored(config)
+    assert first.repeat is not None
+    assert (second.repeat, second.error, len(second.attempts)) == (None, None, 1)
+
+
+async def test_only_audits_are_asked_twice_in_the_share_that_is_configured(configured: Configured) -> None:
+    async with serve_openai(honest) as server:
+        config = configured(server.url)
+        async with learning(config, share=0.25, seed=1) as app:
+            for text in texts(80):
+                await app.arun("sort", {"text": text})
+            repeated = sum(record.repeat is not None for record in await stored(config))
+            assert len(server.requests) == 80 + repeated
+            assert 10 <= repeated <= 30
+            app._tasks["sort"].model = None  # nobody to compare with: no audit
+            for text in texts(20, seed=2):
+                await app.arun("sort", {"text": text})
+            assert len(server.requests) == 100 + repeated
+
+
+async def test_without_second_askings_no_coin_is_thrown_for_them(configured: Configured) -> None:
+    async with serve_openai(honest) as server:
+        async with learning(configured(server.url), share=0.0, seed=1) as app:
+            for text in texts(5):
+                await app.arun("sort", {"text": text})
+            drawn = app._dice.random()
+        assert len(server.requests) == 5
+    dice = Random(1)
+    assert drawn == [dice.random() for _ in range(6)][-1]
+
+
+async def test_answers_that_cannot_be_compared_with_themselves_are_served_all_the_same(
+    configured: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "judge_of_nothing.py").write_text("def score(answer, reference):\n    raise ValueError('never')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    async with serve_openai(honest) as server:
+        config = configured(server.url)
+        task = config.tasks[0].model_copy(
+            update={"evaluator": {"name": "custom", "function": "judge_of_nothing:score"}}
+        )
+        async with learning(config.model_copy(update={"tasks": (task,)})) as app:
+            assert (await app.arun("sort", {"text": "a pear"})).output == {"kind": "fruit"}
+    [record] = await stored(config)
+    assert record.repeat is None and "never" in str(record.error)
+
+
+# --- caps that cannot pay ---------------------------------------------------------------------------------------------
+
+
+async def test_caps_that_cannot_pay_for_the_contract_are_said_once_a_window(configured: Configured) -> None:
+    now = [1_795_219_260.0]  # a minute after midnight
+    async with serve_openai(honest) as server:
+        config = configured(server.url, budget={"daily": Decimal("0.5"), "monthly": Decimal(10**6)})
+        async with learning(config, share=0.0, clock=lambda: now[0]) as app:
+
+            async def ask(n: int) -> list[Event]:
+                for text in texts(n):
+                    now[0] += 1.0
+                    await app.arun("sort", {"text": text})
+                await app.idle()
+                return [event for event in await app._store.events("sort") if event.name == "INFEASIBLE"]
+
+            assert await ask(99) == []
+            [said] = await ask(1)
+            assert said.key == f"INFEASIBLE/{said.evidence['window']}" == "INFEASIBLE/day:2026-11-21"
+            assert (said.evidence["needed"], said.evidence["audits"]) == (1.0, 1.0)
+            assert 0 < said.evidence["affordable"] < 1
+            assert f"{said.evidence['affordable']:.0%} of the requests" in said.message
+            assert await ask(200) == [said]
+            now[0] += 86_400.0
+            await app._calls.foresee(config.tasks[0], gap=1.0, level=0.9)
+            assert [event.evidence["needed"] for event in await ask(1)] == [1.0, 0.9]
+
+
+@pytest.mark.parametrize(("daily", "cold"), [(Decimal(1), False), (Decimal("0.05"), True)])
+async def test_caps_that_can_pay_are_not_spoken_of_nor_is_a_task_that_is_still_cold(
+    configured: Configured, daily: Decimal, cold: bool
+) -> None:
+    now = [1_795_219_260.0]
+    async with serve_openai(honest) as server:
+        config = configured(server.url, budget={"daily": daily})
+        async with learning(config, share=0.0, cold=cold, clock=lambda: now[0]) as app:
+            for text in texts(200):
+                now[0] += 20.0
+                await app.arun("sort", {"text": text})
+            await app.idle()
+            assert await app._store.events("sort") == []

@@ -1,4 +1,4 @@
-"""PURE. What a call may cost at most, what it did cost, and the windows and caps it has to fit in.
+"""PURE. What a call may cost at most, what it did cost, the windows and caps it has to fit in, and what they can pay.
 
 Money is an integer number of micro-dollars. A price of one US dollar per million tokens is one micro-dollar per token,
 so the numbers of a price list are used as they are. Prices are exact (`Decimal`); everything that is booked is rounded
@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta, tzinfo
 from decimal import Decimal
 from fractions import Fraction
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from apprentice.errors import ConfigError, PriceUnknown
 from apprentice.types import Cap, Micros, Seconds, Usage
@@ -117,11 +117,27 @@ def elapsed(window: str, at: Seconds, zone: tzinfo) -> float:
     >>> elapsed("day:2026-11-20", 1_795_176_000, UTC)
     0.5
     """
+    begin, end = _span(window, zone)
+    return 0.0 if end == math.inf else min(1.0, max(0.0, (at - begin) / (end - begin)))
+
+
+def left(window: str, at: Seconds, zone: tzinfo) -> Seconds:
+    """Seconds until a day, week or month is over, 0 after it; infinite for `total`. Raises ConfigError likewise.
+
+    >>> from datetime import UTC
+    >>> left("day:2026-11-20", 1_795_176_000, UTC)
+    43200.0
+    """
+    return max(0.0, _span(window, zone)[1] - at)
+
+
+def _span(window: str, zone: tzinfo) -> tuple[Seconds, Seconds]:
+    """When a window begins and ends."""
     kind, _, name = window.rpartition("/")[2].partition(":")
     try:
         match kind:
             case "total" if not name:
-                return 0.0
+                return -math.inf, math.inf
             case "day":
                 first = date.fromisoformat(name)
                 last = first + timedelta(days=1)
@@ -136,7 +152,7 @@ def elapsed(window: str, at: Seconds, zone: tzinfo) -> float:
         begin, end = (datetime(day.year, day.month, day.day, tzinfo=zone).timestamp() for day in (first, last))
     except (ValueError, OverflowError) as error:
         raise ConfigError(f"{window!r} names no window") from error
-    return min(1.0, max(0.0, (at - begin) / (end - begin)))
+    return begin, end
 
 
 def forecast(spent: Micros, elapsed_share: float) -> Micros | None:
@@ -148,6 +164,55 @@ def forecast(spent: Micros, elapsed_share: float) -> Micros | None:
     if not 0 < elapsed_share <= 1:
         return None
     return math.ceil(spent / Fraction(elapsed_share))
+
+
+class Payable(NamedTuple):
+    """What one cap can still pay of a contract, until its window ends."""
+
+    window: str
+    needed: float  # share of the requests that has to be deferred to the remote
+    affordable: float  # the largest share that can be paid, in [0, 1], once the audits are
+    audits: float  # share of the audits that can be paid, in [0, 1]: they come first
+
+    @property
+    def enough(self) -> bool:
+        return self.audits >= 1 and self.affordable >= self.needed
+
+
+def payable(
+    caps: Sequence[Cap],
+    spent: Mapping[str, Micros],
+    left: Mapping[str, Seconds],
+    *,
+    requests_per_day: float,
+    cost: float,
+    floor: float,
+    level: float,
+) -> list[Payable]:
+    """For each cap, whether what it leaves pays for the audits and for the deferral `level` until its window ends.
+
+    `spent` (open holds included) and `left` (seconds) are by window; `cost` is micro-dollars a call of the remote, `floor`
+    the share of requests that is audited in any case, `level` the share that is deferred; one call serves a request that
+    is both. A window that never ends is judged by the next request alone.
+
+    >>> day = Cap(window="day:2026-11-20", limit=1_000_000)
+    >>> payable([day], {}, {day.window: 86_400.0}, requests_per_day=10_000, cost=500, floor=0.02, level=0.3)
+    [Payable(window='day:2026-11-20', needed=0.3, affordable=0.1836734693877551, audits=1.0)]
+    """
+    found = []
+    for cap in caps:
+        seconds = left[cap.window]
+        requests = 1.0 if math.isinf(seconds) else requests_per_day * seconds / 86_400
+        room = max(0, cap.limit - spent.get(cap.window, 0))
+        reserve = floor * requests * cost
+        affordable = _share(room - reserve, (1 - floor) * requests * cost)
+        found.append(Payable(cap.window, level, affordable, _share(room, reserve)))
+    return found
+
+
+def _share(room: float, price: float) -> float:
+    """How much of the price can be paid, in [0, 1]."""
+    return min(1.0, max(0.0, room / price)) if price > 0 else float(room >= 0)
 
 
 def _rates(price: Price) -> tuple[Fraction, Fraction, Fraction]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from random import Random
@@ -30,10 +30,12 @@ from apprentice.errors import (
     OutcomeUnknown,
     PriceUnknown,
 )
-from apprentice.types import Answer, Attempt, Cap, Hold, Json, Micros, Purpose, Seconds, Store, Usage
+from apprentice.types import Answer, Attempt, Cap, Event, Hold, Json, Micros, Purpose, Seconds, Store, Usage
 
 _FIRST_WAIT: Seconds = 0.25  # before the first retry; doubled each time, jittered, never beyond the caller's deadline
 _LONGEST_WAIT: Seconds = 60.0  # a provider that asks for more is left alone: the next one is tried instead
+_REMEMBERED = 100  # calls in the running mean of what one costs
+_MEASURES = ("repeat", "probe")  # compare the first remote with itself, and answer nobody's request
 
 
 type Outcome = Literal["not_sent", "rejected", "answered", "answered_no_usage", "unknown"]
@@ -123,6 +125,7 @@ class Calls:
         self._new_id = new_id
         self._dice = dice
         self._zone = ZoneInfo(config.budget.timezone)
+        self._means: dict[str, float] = {}  # micro-dollars that an answer to a request costs, by task
         self._latest: Seconds = 0.0  # the latest moment seen: a clock that goes back must not re-open a window
         self.providers = [Provider(config.remote), *(Provider(remote) for remote in config.remote.additional_providers)]
 
@@ -138,10 +141,15 @@ class Calls:
 
         `deadline` is a moment on the event loop's clock. Raises BudgetError before anything is sent when the caps leave
         no room, ModelError of the last remote when none gave a usable answer, DeadlineExceeded when time ran out.
+
+        A "repeat" or a "probe" is one attempt of the first remote: another one has nothing to say about it, and a call
+        that fails is a missing label. It is made only where the caps leave room for a request and its retries besides.
         """
         failure: ModelError | None = None
-        for provider in self.providers:
-            for retry in range(provider.remote.retries + 1):
+        measures = purpose in _MEASURES
+        for provider in self.providers[:1] if measures else self.providers:
+            retries = 0 if measures else provider.remote.retries
+            for retry in range(retries + 1):
                 try:
                     return await self._attempt(provider, task, input, purpose, deadline, attempts)
                 except ModelRefused:
@@ -151,7 +159,7 @@ class Calls:
                     wait = self._wait(error, retry)
                     if not error.retryable or isinstance(error, InvalidAnswer) or wait > _LONGEST_WAIT:
                         break
-                    if retry < provider.remote.retries:
+                    if retry < retries:
                         await self._sleep(wait, deadline, error)
         assert failure is not None  # there is at least one remote, and each either answered or failed
         raise failure
@@ -159,6 +167,36 @@ class Calls:
     def _caps(self, task: TaskConfig, now: Seconds) -> list[Cap]:
         own = task.budget.limits if task.budget is not None else {}
         return budget.caps(task.name, now, self._zone, overall=self._config.budget.limits, own=own)
+
+    async def foresee(self, task: TaskConfig, *, gap: Seconds, level: float) -> None:
+        """Record INFEASIBLE, once a window, for each cap that cannot pay for the audits and this deferral level any more.
+
+        `gap` is the mean time between two requests; a call costs what the last ones did, and before the first one nothing
+        is said. Nothing else is done about it here: when a cap is reached, `budget.on_exhausted` decides. Raises StoreError.
+        """
+        now = self._now()
+        caps, cost = self._caps(task, now), self._means.get(task.name)
+        if not caps or cost is None or gap <= 0:
+            return
+        requests_per_day = 86_400 / gap
+        floor = (task.sampling or self._config.sampling).min_floor
+        spent = await self._store.spent([cap.window for cap in caps])
+        left = {cap.window: budget.left(cap.window, now, self._zone) for cap in caps}
+        plan = budget.payable(caps, spent, left, requests_per_day=requests_per_day, cost=cost, floor=floor, level=level)
+        for found in plan:
+            if found.enough:
+                continue
+            pays = f"{found.affordable:.0%} of the requests" if found.audits >= 1 else "not even the audits"
+            needs = "all requests need the remote now" if level >= 1 else f"{level:.0%} of the requests need the remote"
+            message = (
+                f"{found.window}: {needs}, and the cap pays for {pays} "
+                f"(about {requests_per_day:,.0f} a day, {cost / 1e6:.6f} US dollars each): raise it, or promise less"
+            )
+            evidence = found._asdict() | {"requests_per_day": requests_per_day, "cost": cost, "floor": floor}
+            key = f"INFEASIBLE/{found.window}"
+            await self._store.add_event(
+                Event(key=key, name="INFEASIBLE", task=task.name, at=now, message=message, evidence=evidence)
+            )
 
     async def close(self) -> None:
         for provider in self.providers:
@@ -191,7 +229,11 @@ class Calls:
                 windows=budget.windows(task.name, now, self._zone),
                 at=now,
             )
-            await self._reserve(attempts, hold, self._caps(task, now), provider)
+            caps = self._caps(task, now)
+            if purpose in _MEASURES:
+                spare = hold.worst * (provider.remote.retries + 1)
+                caps = [cap.model_copy(update={"limit": max(0, cap.limit - spare)}) for cap in caps]
+            await self._reserve(attempts, hold, caps, provider)
             if deadline is not None and asyncio.get_running_loop().time() >= deadline:
                 problem = "the deadline passed before the call could be sent"
                 await self._settle(attempts, hold, "not_sent", None, provider, problem)
@@ -215,6 +257,9 @@ class Calls:
                 raise OutcomeUnknown(problem, retryable=False) from error
             outcome: Outcome = "answered" if answer.usage is not None else "answered_no_usage"
             cost = await self._settle(attempts, hold, outcome, answer.usage, provider, answer.problem)
+        if purpose == "serve":
+            mean = self._means.get(task.name, cost)
+            self._means[task.name] = mean + (cost - mean) / _REMEMBERED
         if answer.output is None:
             raise InvalidAnswer(f"{provider.name}: {answer.problem}")
         task.validate_output(answer.output)
@@ -272,6 +317,12 @@ class Calls:
         if deadline is not None and asyncio.get_running_loop().time() + wait >= deadline:
             raise DeadlineExceeded("no time is left for another attempt") from cause
         await asyncio.sleep(wait)
+
+
+def answered_by(attempts: Sequence[Attempt], purpose: Purpose) -> str | None:
+    """The configured remote that gave the last answer for this purpose, as "provider/model"."""
+    answered = (a.model for a in reversed(attempts) if a.purpose == purpose and a.outcome.startswith("answered"))
+    return next(answered, None)
 
 
 def price_of(remote: Remote) -> Price:

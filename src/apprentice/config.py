@@ -160,6 +160,12 @@ class Sampling(_Section):
     """Comparisons in the rolling window."""
     trend_sensitivity: float = Field(default=0.05, gt=0, lt=1)
     """A change of agreement that changes the rate."""
+    repeat_share: float = Field(default=0.05, ge=0, le=1)
+    """The share of comparisons for which the remote is asked a second time, to learn how far it agrees with itself."""
+    probe_prompts: int = Field(default=20, ge=0)
+    """The first so many inputs are put to the remote again and again, to notice that it has changed; 0 asks none."""
+    probe_hours: float = Field(default=24.0, gt=0)
+    """Hours between two rounds of those."""
 
 
 class Budget(_Section):

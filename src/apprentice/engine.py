@@ -29,9 +29,9 @@ from random import Random
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from apprentice import confidence, decide, plugins
+from apprentice import confidence, decide, plugins, probe
 from apprentice.bridge import Bridge
-from apprentice.calls import Calls
+from apprentice.calls import Calls, answered_by
 from apprentice.config import Config, TaskConfig, check_learnable, load, missing
 from apprentice.errors import (
     ApprenticeError,
@@ -41,6 +41,7 @@ from apprentice.errors import (
     IdempotencyConflict,
     InvalidAnswer,
     ModelError,
+    StoreError,
 )
 from apprentice.types import (
     Answer,
@@ -65,6 +66,7 @@ from apprentice.types import (
 )
 
 _SNAPSHOT_EVERY = 500  # Records between two snapshots of a live state
+_FORESEE_EVERY = 100  # Records between two looks whether the caps can pay for the contract
 
 
 @dataclass(slots=True)
@@ -74,6 +76,7 @@ class _Live:
     config: TaskConfig
     settings: confidence.Settings
     evaluator: Evaluator
+    probes: probe.Probes
     state: confidence.State = field(default_factory=confidence.State)
     seq: int = 0  # the last Record folded into `state`
     saved_at: int = 0  # the value of `seq` when the state was last written to the store
@@ -88,6 +91,8 @@ class _Live:
     tried_at: int = 0  # how many there were when a teaching cycle was last started
     cycle: asyncio.Task[None] | None = None
     in_flight: dict[str, asyncio.Future[Result]] = field(default_factory=dict)  # by idempotency key
+    look: asyncio.Task[None] | None = None  # at the caps and at the remote itself, in the background
+    written: int = 0  # Records of this process since the last look at the caps
 
     def report(self, name: str, at: Seconds, version: str | None, message: str) -> None:
         """Have an event recorded, once a version."""
@@ -226,11 +231,11 @@ class Apprentice:
         await self._bridge.here(change())
 
     async def idle(self) -> None:
-        """Return when no teaching cycle that this process started is running."""
+        """Return when nothing that this process started in the background is running: no teaching cycle, no probe."""
 
         async def wait() -> None:
-            while cycles := [live.cycle for live in self._tasks.values() if live.cycle is not None]:
-                await asyncio.wait(cycles)
+            while running := [some for live in self._tasks.values() for some in (live.cycle, live.look) if some]:
+                await asyncio.wait(running)
 
         await self._bridge.here(wait())
 
@@ -293,9 +298,9 @@ class Apprentice:
             self._opened = True
 
     async def _restore(self, task: TaskConfig, evaluator: Evaluator) -> _Live:
-        live = _Live(
-            task, confidence.settings(task.confidence_thresholds, task.sampling or self.config.sampling), evaluator
-        )
+        settings = confidence.settings(task.confidence_thresholds, task.sampling or self.config.sampling)
+        probes = probe.Probes(self.config, task, evaluator, self._store, self._calls, clock=self._clock, new_id=new_id)
+        live = _Live(task, settings, evaluator, probes)
         if (saved := await self._store.load_state(task.name)) is not None:
             with contextlib.suppress(ValueError):  # of another format: it is built again from the Records
                 live.state, live.seq = confidence.State.from_json(saved[1]), saved[0]
@@ -319,6 +324,9 @@ class Apprentice:
                 for live in self._tasks.values():
                     if live.cycle is not None:
                         live.cycle.cancel()  # ends the waiting, not the worker
+                    if live.look is not None:
+                        live.look.cancel()
+                        await asyncio.wait([live.look])  # what it has sent is settled first
                     for model in [*live.retired, *([live.model] if live.model is not None else [])]:
                         await model.close()
                     await self._save(live)
@@ -409,9 +417,7 @@ class Apprentice:
             await self._ask_local(live, request)
         if request.decision.route != "local":
             try:
-                request.remote = await self._calls.ask(
-                    live.config, request.input, purpose="serve", deadline=request.deadline, attempts=request.attempts
-                )
+                await self._ask_remote(live, request)
             except BudgetError:
                 if not self._may_serve_locally(live, request):
                     raise
@@ -426,8 +432,41 @@ class Apprentice:
             try:
                 request.score = await _compare(live.evaluator, request.local, request.remote)
             except Exception as error:  # noqa: BLE001  (the answer is there and paid for)
-                request.problem = f"not compared: {type(error).__name__}: {error}"
-                live.report("EVALUATION_FAILED", request.at, request.version, request.problem)
+                self._not_compared(live, request, error)
+
+    async def _ask_remote(self, live: _Live, request: _Request) -> None:
+        """The remote's answer; for a share of the audits, drawn by a coin of its own, it is asked twice at the same moment."""
+        share = (live.config.sampling or self.config.sampling).repeat_share
+        again: asyncio.Task[Answer | None] | None = None
+        if request.decision.audit and share > 0 and self._dice.random() < share:
+            again = asyncio.create_task(self._ask_again(live, request))
+        try:
+            request.remote = await self._calls.ask(
+                live.config, request.input, purpose="serve", deadline=request.deadline, attempts=request.attempts
+            )
+            second = None if again is None else await again
+        finally:
+            if again is not None and not again.done():
+                again.cancel()
+                await asyncio.wait([again])  # what it cost is recorded with the request
+        same = answered_by(request.attempts, "serve") == answered_by(request.attempts, "repeat")
+        if second is not None and same:  # of another remote it says nothing
+            try:
+                request.repeat = await live.evaluator(second.output, request.remote.output)
+            except Exception as error:  # noqa: BLE001  (the answer is there and paid for)
+                self._not_compared(live, request, error)
+
+    async def _ask_again(self, live: _Live, request: _Request) -> Answer | None:
+        """A second answer, only to be compared with the first; a call that fails is a missing label."""
+        with contextlib.suppress(ApprenticeError):
+            return await self._calls.ask(
+                live.config, request.input, purpose="repeat", deadline=request.deadline, attempts=request.attempts
+            )
+        return None
+
+    def _not_compared(self, live: _Live, request: _Request, error: Exception) -> None:
+        request.problem = f"not compared: {type(error).__name__}: {error}"
+        live.report("EVALUATION_FAILED", request.at, request.version, request.problem)
 
     async def _ask_local(self, live: _Live, request: _Request) -> None:
         assert live.model is not None  # decide() routes to the local model only where there is one
@@ -461,7 +500,9 @@ class Apprentice:
             seq = await self._store.append(record)
         if seq > live.seq:
             await self._catch_up()
+        live.written += 1
         self._maybe_learn(live)
+        self._maybe_look(live)
         return record
 
     # --- the live state -----------------------------------------------------------------------------------------------
@@ -559,6 +600,31 @@ class Apprentice:
         finally:
             live.cycle = None
 
+    # --- what is looked at now and then, in the background ------------------------------------------------------------
+
+    def _maybe_look(self, live: _Live) -> None:
+        """Start a look when it is time for one: can the caps pay for the contract, is the remote still the same?"""
+        if live.look is None and not self._closed and (live.written >= _FORESEE_EVERY or self._may_probe(live)):
+            live.look = asyncio.create_task(self._look(live))
+
+    def _may_probe(self, live: _Live) -> bool:
+        forced = live.mode is not None and live.mode.forces_remote(self._clock())
+        return not forced and live.probes.due(live.labels)
+
+    async def _look(self, live: _Live) -> None:
+        try:
+            if live.written >= _FORESEE_EVERY:
+                live.written = 0
+                if live.standing.phase != "cold_start":
+                    await self._calls.foresee(live.config, gap=live.state.gap, level=live.standing.level)
+            if self._may_probe(live):
+                lower = confidence.summary(live.state, live.settings).detail.get("repeat_lower")
+                await live.probes.round(probe.allowed(sum(live.state.repeats_low), lower))
+        except StoreError:
+            pass  # a store that fails is said to the requests, which need it, too; the next look tries again
+        finally:
+            live.look = None
+
 
 @dataclass(slots=True)
 class _Request:
@@ -576,6 +642,7 @@ class _Request:
     local: Answer | None = None
     remote: Answer | None = None
     score: Score | None = None
+    repeat: Score | None = None
     attempts: list[Attempt] = field(default_factory=list)
     problem: str | None = None  # what went wrong on the way although there is an answer
 
@@ -611,6 +678,7 @@ class _Request:
             remote=self.remote,
             served=None if served is None or error is not None else served[0],
             score=self.score,
+            repeat=self.repeat,
             attempts=tuple(self.attempts),
             cost=sum(attempt.cost for attempt in self.attempts),
             latency=time.perf_counter() - self.started,
