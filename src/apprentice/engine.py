@@ -87,6 +87,7 @@ class _Live:
     model: Model | None = None
     retired: list[Model] = field(default_factory=list)  # closed with the engine: requests in flight may still use them
     unsaid: deque[tuple[Event, str | None]] = field(default_factory=deque)  # found by the fold, not recorded yet
+    urgent: bool = False  # something was said of the version in force: its successor should not be waited for
     labels: int = 0  # remote answers recorded, whatever the version
     tried_at: int = 0  # how many there were when a teaching cycle was last started
     cycle: asyncio.Task[None] | None = None
@@ -304,8 +305,8 @@ class Apprentice:
         if (saved := await self._store.load_state(task.name)) is not None:
             with contextlib.suppress(ValueError):  # of another format: it is built again from the Records
                 live.state, live.seq = confidence.State.from_json(saved[1]), saved[0]
-        for version in await self._store.versions(task.name):
-            live.tried_at = max(live.tried_at, version.metrics.get("labels", 0))
+        versions = await self._store.versions(task.name)
+        live.tried_at = max((version.metrics.get("labels", 0) for version in versions), default=0)
         return live
 
     def _evaluator(self, task: TaskConfig) -> Evaluator:
@@ -540,6 +541,7 @@ class Apprentice:
                 evidence=seen.evidence,
             )
             live.unsaid.append((event, row.version))
+            live.urgent = live.urgent or seen.name in decide.URGENT
         live.labels += sum(row.served == "remote" or row.score is not None for row in rows)
 
     async def _say(self, live: _Live) -> None:
@@ -569,7 +571,7 @@ class Apprentice:
             live.report("VERSION_UNUSABLE", self._clock(), champion.id, str(error))
         if live.model is not None:
             live.retired.append(live.model)
-        live.model, live.champion = model, champion
+        live.model, live.champion, live.urgent = model, champion, False
 
     # --- teaching, in a process of its own ----------------------------------------------------------------------------
 
@@ -579,7 +581,8 @@ class Apprentice:
         if live.cycle is not None or self._closed or local.learn != "background" or local.fine_tune_backend is None:
             return
         first = live.config.confidence_thresholds.phase1_to_phase2
-        if decide.needs_training(live.labels - live.tried_at, live.tried_at, local.fine_tune_batch_size, first):
+        new, batch = live.labels - live.tried_at, local.fine_tune_batch_size
+        if decide.needs_training(new, live.tried_at, batch, first, urgent=live.urgent):
             live.tried_at = live.labels
             live.cycle = asyncio.create_task(self._teach(live))
 
@@ -620,6 +623,8 @@ class Apprentice:
             if self._may_probe(live):
                 lower = confidence.summary(live.state, live.settings).detail.get("repeat_lower")
                 await live.probes.round(probe.allowed(sum(live.state.repeats_low), lower))
+            name = live.config.name
+            live.urgent = decide.is_urgent(await self._store.versions(name), await self._store.events(name))
         except StoreError:
             pass  # a store that fails is said to the requests, which need it, too; the next look tries again
         finally:
