@@ -684,7 +684,7 @@ async def test_caps_that_cannot_pay_for_the_contract_are_said_once_a_window(conf
             assert f"{said.evidence['affordable']:.0%} of the requests" in said.message
             assert await ask(200) == [said]
             now[0] += 86_400.0
-            await app._calls.foresee(config.tasks[0], gap=1.0, level=0.9)
+            await app._calls.purse.foresee(config.tasks[0], gap=1.0, level=0.9)
             assert [event.evidence["needed"] for event in await ask(1)] == [1.0, 0.9]
 
 

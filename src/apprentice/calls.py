@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
+from functools import partial
 from random import Random
 from typing import Any, Literal
-from zoneinfo import ZoneInfo
 
 import genai_prices
 from genai_prices.types import TieredPrices
@@ -22,19 +22,25 @@ from genai_prices.types import TieredPrices
 from apprentice import budget, plugins
 from apprentice.config import Config, Price, Remote, TaskConfig
 from apprentice.errors import (
+    BudgetExhausted,
     ConfigError,
     DeadlineExceeded,
     InvalidAnswer,
     ModelError,
     ModelRefused,
+    ModelUnavailable,
     OutcomeUnknown,
+    OutOfMoney,
     PriceUnknown,
 )
-from apprentice.types import Answer, Attempt, Cap, Event, Hold, Json, Micros, Purpose, Seconds, Store, Usage
+from apprentice.purse import Purse
+from apprentice.throttle import Throttle
+from apprentice.types import Answer, Attempt, Event, Hold, Json, Micros, Purpose, Seconds, Store, Usage
 
 _FIRST_WAIT: Seconds = 0.25  # before the first retry; doubled each time, jittered, never beyond the caller's deadline
 _LONGEST_WAIT: Seconds = 60.0  # a provider that asks for more is left alone: the next one is tried instead
-_REMEMBERED = 100  # calls in the running mean of what one costs
+_LONGEST_PAUSE: Seconds = 5.0  # a provider that may be asked so soon is waited for
+_EVENTS = 10_000  # of the newest, among which a suspension is looked for
 _MEASURES = ("repeat", "probe")  # compare the first remote with itself, and answer nobody's request
 
 
@@ -48,6 +54,7 @@ class Provider:
         self.remote = remote
         self.price = price_of(remote)
         self.slots = asyncio.Semaphore(remote.concurrency)
+        self.throttle = Throttle()
         self._model: Any = None
 
     @property
@@ -95,6 +102,34 @@ class Provider:
         )
         return budget.micros(priced.total_price)
 
+    def wait(self, now: Seconds) -> Seconds:
+        """Seconds until a call may leave; infinite while nobody knows when."""
+        pause = getattr(self._model, "pause", None)  # what the rate limits of the last answer ask for
+        return max(self.throttle.wait(now), pause() if pause is not None else 0.0)
+
+    def failed(self, error: ModelError, now: Seconds) -> None:
+        """Note what a failed call says about the provider: a request that is wrong in itself says nothing."""
+        if isinstance(error, OutOfMoney):
+            self.throttle.failed(now, no_money=True)
+        elif isinstance(error, ModelUnavailable | OutcomeUnknown):
+            self.throttle.failed(now, error.retry_after)
+        elif isinstance(error, InvalidAnswer | ModelRefused):
+            self.throttle.answered(now)
+        else:
+            self.throttle.gave_up()
+
+    def left_alone(self, wait: Seconds) -> ModelUnavailable:
+        """The error for a call that is not sent because the provider should not be asked now."""
+        if self.throttle.suspended:
+            problem = "it is suspended, because it billed more than its price list allows"
+            return ModelUnavailable(f"{self.name}: {problem}", outcome="not_sent", retryable=False)
+        told = wait if wait < float("inf") else None
+        return ModelUnavailable(
+            f"{self.name} failed too often or is at its limits, and is not asked for a while",
+            outcome="not_sent",
+            retry_after=told,
+        )
+
     @asynccontextmanager
     async def slot(self, deadline: Seconds | None) -> AsyncIterator[None]:
         """One of the calls that may be in flight. Raises DeadlineExceeded when none comes free in time."""
@@ -119,92 +154,104 @@ class Calls:
     def __init__(
         self, config: Config, store: Store, *, clock: Callable[[], Seconds], new_id: Callable[[], str], dice: Random
     ) -> None:
-        self._config = config
         self._store = store
-        self._clock = clock
         self._new_id = new_id
         self._dice = dice
-        self._zone = ZoneInfo(config.budget.timezone)
-        self._means: dict[str, float] = {}  # micro-dollars that an answer to a request costs, by task
-        self._latest: Seconds = 0.0  # the latest moment seen: a clock that goes back must not re-open a window
+        self.purse = Purse(config, store, clock=clock)
         self.providers = [Provider(config.remote), *(Provider(remote) for remote in config.remote.additional_providers)]
 
-    def ready(self) -> None:
-        """Build every remote. Raises ConfigError that names what is missing, before anything is asked or spent."""
+    async def open(self) -> None:
+        """Build every remote, and learn from the ledger what others left. Raises ConfigError that names what is missing,
+        before anything is asked or spent."""
         for provider in self.providers:
             provider.model()
+        await self.purse.open()
+        suspended = suspended_models(await self._store.events(limit=_EVENTS))
+        for provider in self.providers:
+            provider.throttle.suspended = provider.name in suspended
 
     async def ask(
-        self, task: TaskConfig, input: Json, *, purpose: Purpose, deadline: Seconds | None, attempts: list[Attempt]
+        self,
+        task: TaskConfig,
+        input: Json,
+        *,
+        purpose: Purpose,
+        deadline: Seconds | None,
+        attempts: list[Attempt],
+        for_audits: bool = False,
     ) -> Answer:
         """The first valid answer of the remotes in order; `attempts` receives one row for each call that was made.
 
-        `deadline` is a moment on the event loop's clock. Raises BudgetError before anything is sent when the caps leave
-        no room, ModelError of the last remote when none gave a usable answer, DeadlineExceeded when time ran out.
+        `deadline` is a moment on the event loop's clock. `for_audits`: leave the money that audits will need. Raises
+        BudgetError before anything is sent when the caps leave no room, ModelError of the last remote when none gave a
+        usable answer, DeadlineExceeded when time ran out.
 
         A "repeat" or a "probe" is one attempt of the first remote: another one has nothing to say about it, and a call
         that fails is a missing label. It is made only where the caps leave room for a request and its retries besides.
         """
-        failure: ModelError | None = None
-        measures = purpose in _MEASURES
-        for provider in self.providers[:1] if measures else self.providers:
-            retries = 0 if measures else provider.remote.retries
-            for retry in range(retries + 1):
-                try:
-                    return await self._attempt(provider, task, input, purpose, deadline, attempts)
-                except ModelRefused:
-                    raise
-                except ModelError as error:
-                    failure = error
-                    wait = self._wait(error, retry)
-                    if not error.retryable or isinstance(error, InvalidAnswer) or wait > _LONGEST_WAIT:
-                        break
-                    if retry < retries:
-                        await self._sleep(wait, deadline, error)
+        failure: ModelError | BudgetExhausted | None = None
+        loop = asyncio.get_running_loop()
+        for provider in self.providers[:1] if purpose in _MEASURES else self._order():
+            ask = partial(self._attempt, provider, task, input, purpose, deadline, attempts, for_audits)
+            wait = provider.wait(loop.time())
+            if wait > _LONGEST_PAUSE or (wait > 0 and deadline is not None and loop.time() + wait >= deadline):
+                failure = failure or provider.left_alone(wait)
+                continue
+            if wait > 0:
+                await asyncio.sleep(wait)
+            try:
+                return await self._tried(
+                    provider, ask, 0 if purpose in _MEASURES else provider.remote.retries, deadline
+                )
+            except ModelRefused:
+                raise
+            except (ModelError, BudgetExhausted) as error:  # another remote may be up, and may be cheaper
+                failure = error
         assert failure is not None  # there is at least one remote, and each either answered or failed
         raise failure
 
-    def _caps(self, task: TaskConfig, now: Seconds) -> list[Cap]:
-        own = task.budget.limits if task.budget is not None else {}
-        return budget.caps(task.name, now, self._zone, overall=self._config.budget.limits, own=own)
+    async def _tried(
+        self, provider: Provider, ask: Callable[[], Awaitable[Answer]], retries: int, deadline: Seconds | None
+    ) -> Answer:
+        """One remote's answer, after as many retries as it takes, may have, and time allows."""
+        loop = asyncio.get_running_loop()
+        retry = 0
+        while True:
+            provider.throttle.leaves(loop.time(), retry=retry > 0)
+            try:
+                answer = await ask()
+            except ModelError as error:
+                provider.failed(error, loop.time())
+                wait = self._wait(error, retry)
+                hopeless = not error.retryable or isinstance(error, InvalidAnswer) or wait > _LONGEST_WAIT
+                if (
+                    hopeless
+                    or retry >= retries
+                    or provider.wait(loop.time()) > wait
+                    or not provider.throttle.may_retry()
+                ):
+                    raise
+                await self._sleep(wait, deadline, error)
+                retry += 1
+            except BaseException:
+                provider.throttle.gave_up()
+                raise
+            else:
+                provider.throttle.answered(loop.time())
+                return answer
 
-    async def foresee(self, task: TaskConfig, *, gap: Seconds, level: float) -> None:
-        """Record INFEASIBLE, once a window, for each cap that cannot pay for the audits and this deferral level any more.
-
-        `gap` is the mean time between two requests; a call costs what the last ones did, and before the first one nothing
-        is said. Nothing else is done about it here: when a cap is reached, `budget.on_exhausted` decides. Raises StoreError.
-        """
-        now = self._now()
-        caps, cost = self._caps(task, now), self._means.get(task.name)
-        if not caps or cost is None or gap <= 0:
-            return
-        requests_per_day = 86_400 / gap
-        floor = (task.sampling or self._config.sampling).min_floor
-        spent = await self._store.spent([cap.window for cap in caps])
-        left = {cap.window: budget.left(cap.window, now, self._zone) for cap in caps}
-        plan = budget.payable(caps, spent, left, requests_per_day=requests_per_day, cost=cost, floor=floor, level=level)
-        for found in plan:
-            if found.enough:
-                continue
-            pays = f"{found.affordable:.0%} of the requests" if found.audits >= 1 else "not even the audits"
-            needs = "all requests need the remote now" if level >= 1 else f"{level:.0%} of the requests need the remote"
-            message = (
-                f"{found.window}: {needs}, and the cap pays for {pays} "
-                f"(about {requests_per_day:,.0f} a day, {cost / 1e6:.6f} US dollars each): raise it, or promise less"
-            )
-            evidence = found._asdict() | {"requests_per_day": requests_per_day, "cost": cost, "floor": floor}
-            key = f"INFEASIBLE/{found.window}"
-            await self._store.add_event(
-                Event(key=key, name="INFEASIBLE", task=task.name, at=now, message=message, evidence=evidence)
-            )
+    def _order(self) -> list[Provider]:
+        """The remotes in the order in which they are asked. Weights draw who comes first; without any it is the order given."""
+        weights = [provider.remote.weight or 0.0 for provider in self.providers]
+        if not any(weights[1:]):
+            return self.providers
+        weights[0] = weights[0] or 1.0
+        first = self._dice.choices(self.providers, weights)[0]
+        return [first, *(provider for provider in self.providers if provider is not first)]
 
     async def close(self) -> None:
         for provider in self.providers:
             await provider.close()
-
-    def _now(self) -> Seconds:
-        self._latest = max(self._latest, self._clock())
-        return self._latest
 
     async def _attempt(
         self,
@@ -214,26 +261,25 @@ class Calls:
         purpose: Purpose,
         deadline: Seconds | None,
         attempts: list[Attempt],
+        for_audits: bool,
     ) -> Answer:
         model = provider.model()
-        async with provider.slot(deadline):
-            now = self._now()
-            hold = Hold(
+        worst = budget.worst_case(provider.price, model.request_bytes(task.task, input), provider.remote.max_tokens)
+
+        def hold_of(at: Seconds, windows: tuple[str, ...]) -> Hold:
+            return Hold(
                 attempt_id=self._new_id(),
                 task=task.name,
                 purpose=purpose,
                 model=provider.name,
-                worst=budget.worst_case(
-                    provider.price, model.request_bytes(task.task, input), provider.remote.max_tokens
-                ),
-                windows=budget.windows(task.name, now, self._zone),
-                at=now,
+                worst=worst,
+                windows=windows,
+                at=at,
             )
-            caps = self._caps(task, now)
-            if purpose in _MEASURES:
-                spare = hold.worst * (provider.remote.retries + 1)
-                caps = [cap.model_copy(update={"limit": max(0, cap.limit - spare)}) for cap in caps]
-            await self._reserve(attempts, hold, caps, provider)
+
+        async with provider.slot(deadline):
+            spare = provider.remote.retries + 1 if purpose in _MEASURES else 0
+            hold = await self.purse.reserve(task, hold_of, spare=spare, for_audits=for_audits, until=deadline)
             if deadline is not None and asyncio.get_running_loop().time() >= deadline:
                 problem = "the deadline passed before the call could be sent"
                 await self._settle(attempts, hold, "not_sent", None, provider, problem)
@@ -257,27 +303,11 @@ class Calls:
                 raise OutcomeUnknown(problem, retryable=False) from error
             outcome: Outcome = "answered" if answer.usage is not None else "answered_no_usage"
             cost = await self._settle(attempts, hold, outcome, answer.usage, provider, answer.problem)
-        if purpose == "serve":
-            mean = self._means.get(task.name, cost)
-            self._means[task.name] = mean + (cost - mean) / _REMEMBERED
+        await self.purse.watch(task)
         if answer.output is None:
             raise InvalidAnswer(f"{provider.name}: {answer.problem}")
         task.validate_output(answer.output)
         return answer.model_copy(update={"cost": cost})
-
-    async def _reserve(self, attempts: list[Attempt], hold: Hold, caps: list[Cap], provider: Provider) -> None:
-        """Book the hold. A caller who goes away meanwhile leaves none behind: it is freed as soon as it is booked."""
-        booking = asyncio.create_task(self._store.reserve(hold, caps))
-        try:
-            await asyncio.shield(booking)
-        except asyncio.CancelledError:
-            await asyncio.shield(self._free(booking, attempts, hold, provider))
-            raise
-
-    async def _free(self, booking: asyncio.Task[None], attempts: list[Attempt], hold: Hold, provider: Provider) -> None:
-        await asyncio.wait([booking])
-        if booking.exception() is None:
-            await self._settle(attempts, hold, "not_sent", None, provider, "the caller went away before it was sent")
 
     async def _settle(
         self,
@@ -305,7 +335,11 @@ class Calls:
                 problem=problem,
             )
         )
-        await self._store.settle(hold.attempt_id, cost, state=state)
+        if cost > hold.worst:
+            provider.throttle.suspended = (
+                True  # it does not keep to its price list: no further call until a person says so
+            )
+        await self.purse.settle(hold, cost, state=state)
         return cost
 
     def _wait(self, error: ModelError, retry: int) -> Seconds:
@@ -323,6 +357,17 @@ def answered_by(attempts: Sequence[Attempt], purpose: Purpose) -> str | None:
     """The configured remote that gave the last answer for this purpose, as "provider/model"."""
     answered = (a.model for a in reversed(attempts) if a.purpose == purpose and a.outcome.startswith("answered"))
     return next(answered, None)
+
+
+def suspended_models(events: Sequence[Event]) -> set[str]:
+    """The models that billed more than was possible, and that nobody has spoken for since."""
+    found: set[str] = set()
+    for event in events:
+        if event.name == "CONTRACT_BROKEN":
+            found.add(event.evidence["model"])
+        elif event.name == "MODEL_RESUMED":
+            found.discard(event.evidence["model"])
+    return found
 
 
 def price_of(remote: Remote) -> Price:

@@ -93,6 +93,9 @@ class Remote(_Section):
     """Further attempts after one that failed in a way that may pass."""
     concurrency: int = Field(default=16, ge=1)
     """Calls in flight at the same time."""
+    weight: float | None = Field(default=None, gt=0)
+    """How often an additional provider is asked first, relative to the main one (1 unless told): so that the answers,
+    and what is learned from them, are several models'. Without it the provider is asked only when others do not answer."""
     settings: dict[str, Json] = {}
     """Further settings of the model plugin."""
     additional_providers: tuple[Remote, ...] = ()
@@ -178,8 +181,10 @@ class Budget(_Section):
     currency: str = "USD"
     timezone: str = "UTC"
     """Where a day begins: an IANA name such as Europe/Berlin."""
-    on_exhausted: Literal["degrade", "refuse"] = "degrade"
-    """degrade: local serving goes on without the remote; refuse: requests fail."""
+    on_exhausted: Literal["degrade", "refuse", "queue"] = "degrade"
+    """degrade: local serving goes on without the remote; refuse: requests fail; queue: they wait, then fail."""
+    wait: float = Field(default=5.0, ge=0, le=86_400)
+    """Seconds that a request waits for money: for calls in flight to settle, with `queue` also for a new window."""
 
     @field_validator("currency")
     @classmethod

@@ -21,9 +21,9 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from random import Random
 from types import TracebackType
@@ -285,7 +285,7 @@ class Apprentice:
             self._store = plugins.build("stores", self.config.store.backend, path=self.config.store.path)
             self._calls = Calls(self.config, self._store, clock=self._clock, new_id=new_id, dice=self._dice)
             try:
-                self._calls.ready()
+                await self._calls.open()
                 self._tasks = {
                     task.name: await self._restore(task, evaluators[task.name]) for task in self.config.tasks
                 }
@@ -439,12 +439,11 @@ class Apprentice:
         """The remote's answer; for a share of the audits, drawn by a coin of its own, it is asked twice at the same moment."""
         share = (live.config.sampling or self.config.sampling).repeat_share
         again: asyncio.Task[Answer | None] | None = None
+        ask = partial(self._calls.ask, live.config, request.input, deadline=request.deadline, attempts=request.attempts)
         if request.decision.audit and share > 0 and self._dice.random() < share:
-            again = asyncio.create_task(self._ask_again(live, request))
+            again = asyncio.create_task(self._ask_again(ask))
         try:
-            request.remote = await self._calls.ask(
-                live.config, request.input, purpose="serve", deadline=request.deadline, attempts=request.attempts
-            )
+            request.remote = await ask(purpose="serve", for_audits=request.decision.reason == "deferred")
             second = None if again is None else await again
         finally:
             if again is not None and not again.done():
@@ -457,12 +456,10 @@ class Apprentice:
             except Exception as error:  # noqa: BLE001  (the answer is there and paid for)
                 self._not_compared(live, request, error)
 
-    async def _ask_again(self, live: _Live, request: _Request) -> Answer | None:
+    async def _ask_again(self, ask: Callable[..., Awaitable[Answer]]) -> Answer | None:
         """A second answer, only to be compared with the first; a call that fails is a missing label."""
         with contextlib.suppress(ApprenticeError):
-            return await self._calls.ask(
-                live.config, request.input, purpose="repeat", deadline=request.deadline, attempts=request.attempts
-            )
+            return await ask(purpose="repeat")
         return None
 
     def _not_compared(self, live: _Live, request: _Request, error: Exception) -> None:
@@ -619,7 +616,7 @@ class Apprentice:
             if live.written >= _FORESEE_EVERY:
                 live.written = 0
                 if live.standing.phase != "cold_start":
-                    await self._calls.foresee(live.config, gap=live.state.gap, level=live.standing.level)
+                    await self._calls.purse.foresee(live.config, gap=live.state.gap, level=live.standing.level)
             if self._may_probe(live):
                 lower = confidence.summary(live.state, live.settings).detail.get("repeat_lower")
                 await live.probes.round(probe.allowed(sum(live.state.repeats_low), lower))

@@ -141,6 +141,12 @@ class ModelRejected(ModelError):
     """The provider rejected the request as it is (key, model name, shape); repeating it will not help."""
 
 
+class OutOfMoney(ModelRejected):
+    """The provider says that our account with it is empty or at its limit; others may be asked."""
+
+    hint = "fill up the account, or raise its limit, at the provider"
+
+
 class ModelRefused(ModelError):
     """The model declined to answer; this is its answer, and it is not retried on the same model."""
 
