@@ -33,14 +33,13 @@ from apprentice.errors import (
     OutOfMoney,
     PriceUnknown,
 )
-from apprentice.purse import Purse
+from apprentice.purse import Purse, suspended_models
 from apprentice.throttle import Throttle
-from apprentice.types import Answer, Attempt, Event, Hold, Json, Micros, Purpose, Seconds, Store, Usage
+from apprentice.types import Answer, Attempt, Hold, Json, Micros, Purpose, Seconds, Store, Usage
 
 _FIRST_WAIT: Seconds = 0.25  # before the first retry; doubled each time, jittered, never beyond the caller's deadline
 _LONGEST_WAIT: Seconds = 60.0  # a provider that asks for more is left alone: the next one is tried instead
 _LONGEST_PAUSE: Seconds = 5.0  # a provider that may be asked so soon is waited for
-_EVENTS = 10_000  # of the newest, among which a suspension is looked for
 _MEASURES = ("repeat", "probe")  # compare the first remote with itself, and answer nobody's request
 
 
@@ -166,7 +165,18 @@ class Calls:
         for provider in self.providers:
             provider.model()
         await self.purse.open()
-        suspended = suspended_models(await self._store.events(limit=_EVENTS))
+        await self._suspend()
+
+    async def look(self, task: TaskConfig, *, gap: Seconds, level: float | None) -> None:
+        """What is due now and then: see `Purse.foresee` (without a level there is nothing to foresee yet), and follow
+        what was said about models elsewhere. Raises StoreError."""
+        await self._suspend()
+        await self.purse.sweep()
+        if level is not None:
+            await self.purse.foresee(task, gap=gap, level=level)
+
+    async def _suspend(self) -> None:
+        suspended = await suspended_models(self._store)
         for provider in self.providers:
             provider.throttle.suspended = provider.name in suspended
 
@@ -357,17 +367,6 @@ def answered_by(attempts: Sequence[Attempt], purpose: Purpose) -> str | None:
     """The configured remote that gave the last answer for this purpose, as "provider/model"."""
     answered = (a.model for a in reversed(attempts) if a.purpose == purpose and a.outcome.startswith("answered"))
     return next(answered, None)
-
-
-def suspended_models(events: Sequence[Event]) -> set[str]:
-    """The models that billed more than was possible, and that nobody has spoken for since."""
-    found: set[str] = set()
-    for event in events:
-        if event.name == "CONTRACT_BROKEN":
-            found.add(event.evidence["model"])
-        elif event.name == "MODEL_RESUMED":
-            found.discard(event.evidence["model"])
-    return found
 
 
 def price_of(remote: Remote) -> Price:

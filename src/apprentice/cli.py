@@ -32,6 +32,7 @@ from apprentice.errors import (
     ModelError,
     StoreError,
 )
+from apprentice.purse import resume
 from apprentice.report import (
     CalibrationLine,
     Ending,
@@ -50,6 +51,8 @@ from apprentice.report import (
     status,
 )
 from apprentice.types import Json, Mode, Reason, Store
+
+_PAIRS = {"answers": "local and remote numbers", "confidence": "confidence and score"}
 
 _WHY: dict[Reason, str] = {
     "no_local_model": "there was no local model yet",
@@ -249,6 +252,20 @@ def _report(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _resume(parsed: argparse.Namespace) -> int:
+    """Ask a model again that was suspended because it billed more than its price list allows."""
+
+    async def change(_: Config, store: Store) -> None:
+        await resume(store, parsed.model, at=time.time())
+
+    _with_store(parsed, change)
+    if parsed.json:
+        _print_json({"model": parsed.model, "suspended": False})
+    else:
+        print(f"{parsed.model} is asked again")
+    return 0
+
+
 def _mode(parsed: argparse.Namespace) -> int:
     """Let the remote alone answer a task, for a time or until `auto`."""
 
@@ -346,6 +363,14 @@ def _status_text(task: TaskStatus) -> str:
         f"  agreement   {_agreement_text(task)}",
         f"  sampling    {now.sampling_rate:.1%} of requests are audited, the least sure {now.level:.0%} go to the remote",
     ]
+    shown = {
+        kind: now.detail[f"{kind}_pearson"] for kind in ("answers", "confidence") if f"{kind}_pearson" in now.detail
+    }
+    if shown:
+        said = (
+            f"{r:+.2f} of {_PAIRS[kind]} (Spearman {now.detail[f'{kind}_spearman']:+.2f})" for kind, r in shown.items()
+        )
+        lines.append(f"  correlation {', '.join(said)}; too noisy to act on")
     if task.mode is not None:
         lines.append(f"  mode        {_mode_text(task.mode)}")
     lines += [
@@ -456,9 +481,10 @@ def _agreement_text(task: TaskStatus) -> str:
     now = task.confidence
     if now.agreement is None:
         return "not known yet"
+    ceiling = "" if now.ceiling is None else f"; the remote agrees with itself on {now.ceiling:.1%}"
     return (
         f"{now.agreement:.1%} [{now.lower:.1%}, {now.upper:.1%}] of the local model with the remote, on {now.audits} audits"
-        " (agreement is not accuracy)"
+        f" (agreement is not accuracy){ceiling}"
     )
 
 
@@ -656,6 +682,7 @@ COMMANDS = (
             ),
         ),
     ),
+    Command("resume", _resume, "apprentice resume openai/gpt-4o-mini", (("model", {}),)),
     Command("replay", _replay, "apprentice replay classify", (("task", {}),)),
     Command("explain", _explain, "apprentice explain 3f0c5e…", (("request_id", {}),)),
     Command(

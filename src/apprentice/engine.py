@@ -615,8 +615,8 @@ class Apprentice:
         try:
             if live.written >= _FORESEE_EVERY:
                 live.written = 0
-                if live.standing.phase != "cold_start":
-                    await self._calls.purse.foresee(live.config, gap=live.state.gap, level=live.standing.level)
+                level = None if live.standing.phase == "cold_start" else live.standing.level
+                await self._calls.look(live.config, gap=live.state.gap, level=level)
             if self._may_probe(live):
                 lower = confidence.summary(live.state, live.settings).detail.get("repeat_lower")
                 await live.probes.round(probe.allowed(sum(live.state.repeats_low), lower))

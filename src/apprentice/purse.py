@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 from apprentice import budget
 from apprentice.config import Config, TaskConfig
-from apprentice.errors import BudgetError, BudgetExhausted, BudgetHeld
+from apprentice.errors import BudgetError, BudgetExhausted, BudgetHeld, ConfigError
 from apprentice.types import Cap, Event, Hold, Micros, Seconds, Store
 
 _LOOK: Seconds = 0.25  # holds of other processes come free without a word
@@ -22,6 +22,7 @@ _WARN_AT = (0.80, 0.95)  # of a cap
 _NOTICED = 0.02  # of the smallest cap: after so much spending the caps are looked at again
 _SETTLED = 0.1  # of a window: before that a forecast says nothing
 _GRACE: Seconds = 60.0  # beyond the longest call; an older hold belongs to a process that died
+_EVENTS = 10_000  # of the newest, among which a suspension is looked for
 _REMEMBERED = 100  # calls in the running mean of what one costs
 
 
@@ -140,7 +141,6 @@ class Purse:
         `gap` is the mean time between two requests; a call costs what the last ones did, and before the first one nothing
         is said. When a cap is reached, `budget.on_exhausted` decides. Raises StoreError.
         """
-        await self.sweep()
         await self.watch(task)
         now = self.now()
         caps, cost = self.caps(task, now), self._means.get(task.name)
@@ -239,3 +239,24 @@ class Purse:
         event = Event(name=name, task=task, at=self.now(), message=message, evidence=dict(evidence), key=key)
         await self._store.add_event(event)
         self._said.add(f"{task}/{key}")
+
+
+async def suspended_models(store: Store) -> dict[str, str]:
+    """The models that billed more than was possible and that nobody has spoken for since, with a task that each served."""
+    found: dict[str, str] = {}
+    for event in await store.events(limit=_EVENTS):
+        if event.name == "CONTRACT_BROKEN":
+            found[event.evidence["model"]] = event.task
+        elif event.name == "MODEL_RESUMED":
+            found.pop(event.evidence["model"], None)
+    return found
+
+
+async def resume(store: Store, model: str, *, at: Seconds) -> None:
+    """Let a suspended model ("provider/model") be asked again, by whichever process. Raises ConfigError for another."""
+    suspended = await suspended_models(store)
+    if model not in suspended:
+        raise ConfigError(f"{model!r} is not suspended", hint=f"suspended: {', '.join(suspended) or 'none'}")
+    message = f"{model} is asked again: a person said that its price and limits are right"
+    task = suspended[model]
+    await store.add_event(Event(name="MODEL_RESUMED", task=task, at=at, message=message, evidence={"model": model}))
