@@ -18,6 +18,7 @@ from typing import NamedTuple, Protocol
 from apprentice.errors import ConfigError, PriceUnknown
 from apprentice.types import Cap, Micros, Seconds, Usage
 
+_EARLY = 0.1  # share of a window: before that its rate says nothing of its end
 _PREFIXES = {"total": "total", "monthly": "month:", "weekly": "week:", "daily": "day:"}
 
 
@@ -164,6 +165,21 @@ def forecast(spent: Micros, elapsed_share: float) -> Micros | None:
     if not 0 < elapsed_share <= 1:
         return None
     return math.ceil(spent / Fraction(elapsed_share))
+
+
+def reached(cap: Cap, spent: Micros, at: Seconds, zone: tzinfo) -> Seconds | None:
+    """When a cap is reached if its window goes on as it began; None if it is not before the end, or too early to say.
+
+    >>> from datetime import UTC
+    >>> reached(Cap(window="day:2026-11-20", limit=1000), 600, 1_795_176_000, UTC) - 1_795_176_000
+    28800.0
+    """
+    over = elapsed(cap.window, at, zone)
+    if over < _EARLY or spent <= 0:
+        return None
+    end = _span(cap.window, zone)[1]
+    moment = at + (end - at) * over / (1 - over) * max(0.0, cap.limit / spent - 1) if over < 1 else at
+    return moment if moment < end else None
 
 
 class Payable(NamedTuple):

@@ -490,7 +490,8 @@ def _agreement_text(task: TaskStatus) -> str:
 
 def _spend_text(window: Spend) -> str:
     limit = "" if window.limit is None else f" of ${window.limit / 1e6:.2f}"
-    return f"{window.window}: ${window.spent / 1e6:.4f}{limit}"
+    ahead = "" if window.reached_at is None else f", reached on {_when(window.reached_at)} at this rate"
+    return f"{window.window}: ${window.spent / 1e6:.4f}{limit}{ahead}"
 
 
 def _report_text(task: TaskReport) -> str:
@@ -498,7 +499,9 @@ def _report_text(task: TaskReport) -> str:
         f"{task.task}: {task.requests:,} requests, {task.remote_calls:,} asked the remote ({task.remote_share:.1%}), "
         f"{task.served_locally:,} served locally, {task.failed:,} failed",
         f"  cost ${task.cost / 1e6:.4f}; all-remote it would have been about ${task.all_remote_cost / 1e6:.4f}, "
-        f"so ${task.saved / 1e6:.4f} saved",
+        f"so ${task.saved / 1e6:.4f} saved"
+        + (f", ${task.local_cost / 1e6:.4f} of local computing taken off" if task.local_cost else "")
+        + ("" if task.break_even is None else f"; it pays since request {task.break_even:,}"),
         "  requests          remote  audited  agreement  cost",
     ]
     for point in task.trajectory:
@@ -507,9 +510,21 @@ def _report_text(task: TaskReport) -> str:
             f"  {point.first:>7,}–{point.last:<8,} {point.remote_share:6.1%}  {point.sampling_rate:6.1%}    {agreement}"
             f"  ${point.cost / 1e6:.4f}  {point.phase}"
         )
+    lines += _spending_text(task)
     lines += [f"  {v.id}: {v.state}, trained on {v.trained_on:,}" for v in task.versions]
     lines += map(_calibration_text, task.calibration)
     return "\n".join(lines)
+
+
+def _spending_text(task: TaskReport) -> list[str]:
+    """A line for each purpose and model, over all days."""
+    sums: dict[tuple[str, str], tuple[int, int]] = {}
+    for line in task.spending:
+        calls, cost = sums.get((line.purpose, line.model), (0, 0))
+        sums[line.purpose, line.model] = (calls + line.attempts, cost + line.cost)
+    return [
+        f"  {purpose:8} {model}: {calls:,} calls, ${cost / 1e6:.4f}" for (purpose, model), (calls, cost) in sums.items()
+    ]
 
 
 def _calibration_text(line: CalibrationLine) -> str:

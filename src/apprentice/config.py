@@ -144,6 +144,8 @@ class Local(_Section):
     """New examples before another teaching cycle."""
     model_dir: _FilePath = Field(default="./models/", validate_default=True)
     """Where checkpoints are kept."""
+    cost_per_hour: _Dollars = Decimal(0)
+    """US dollars of an hour of local computing, for the report of what was saved."""
     learn: Literal["background", "worker", "off"] = "background"
     """background: the engine starts teaching by itself; worker: only `apprentice worker` teaches; off: nobody does."""
     settings: dict[str, Json] = {}

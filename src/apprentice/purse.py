@@ -20,7 +20,6 @@ from apprentice.types import Cap, Event, Hold, Micros, Seconds, Store
 _LOOK: Seconds = 0.25  # holds of other processes come free without a word
 _WARN_AT = (0.80, 0.95)  # of a cap
 _NOTICED = 0.02  # of the smallest cap: after so much spending the caps are looked at again
-_SETTLED = 0.1  # of a window: before that a forecast says nothing
 _GRACE: Seconds = 60.0  # beyond the longest call; an older hold belongs to a process that died
 _EVENTS = 10_000  # of the newest, among which a suspension is looked for
 _REMEMBERED = 100  # calls in the running mean of what one costs
@@ -127,10 +126,9 @@ class Purse:
                 if used >= share:
                     message = f"{cap.window}: {used:.0%} of the cap is used"
                     await self._warn(task, cap, f"{share:.0%}", message, spent[cap.window])
-            over = budget.elapsed(cap.window, self.now(), self._zone)
-            end = budget.forecast(spent[cap.window], over) if over >= _SETTLED else None
-            if end is not None and end > cap.limit:
-                when = self._reached(cap, spent[cap.window], over)
+            moment = budget.reached(cap, spent[cap.window], self.now(), self._zone)
+            if moment is not None:
+                when = datetime.fromtimestamp(moment, self._zone)
                 message = f"{cap.window}: at this rate the cap is reached on {when:%Y-%m-%d %H:%M}"
                 await self._warn(task, cap, "forecast", message, spent[cap.window])
 
@@ -214,12 +212,6 @@ class Purse:
 
     def _is_worth_waiting(self, error: BudgetError) -> bool:
         return isinstance(error, BudgetHeld) or self._config.budget.on_exhausted == "queue"
-
-    def _reached(self, cap: Cap, spent: Micros, over: float) -> datetime:
-        """When the cap is reached if spending goes on as in its window so far."""
-        left = budget.left(cap.window, self.now(), self._zone)
-        passed = left * over / (1 - over) if over < 1 else 0.0
-        return datetime.fromtimestamp(self.now() + passed * max(0.0, cap.limit / spent - 1), self._zone)
 
     async def _exhausted(self, task: TaskConfig, caps: list[Cap], hold: Hold, message: str) -> None:
         spent = await self._store.spent([cap.window for cap in caps])

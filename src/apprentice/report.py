@@ -6,16 +6,19 @@ Everything here is a query over what the store keeps; no model is loaded, no key
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from collections import deque
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from decimal import Decimal
 from zoneinfo import ZoneInfo
 
 from apprentice import budget, calibration, confidence, decide
 from apprentice.config import Config, TaskConfig
 from apprentice.errors import InvalidRequest
 from apprentice.types import (
+    Cap,
     Confidence,
     Decision,
     Event,
@@ -27,6 +30,7 @@ from apprentice.types import (
     Record,
     Seconds,
     Source,
+    Spending,
     Store,
     Value,
     Version,
@@ -44,6 +48,8 @@ class Spend(Value):
     window: str
     spent: Micros
     limit: Micros | None = None
+    forecast: Micros | None = None  # at the end of the window, if it goes on as it began; None while that says nothing
+    reached_at: Seconds | None = None  # when the limit is reached in that case; None: not in this window
 
 
 class TaskStatus(Value):
@@ -69,6 +75,7 @@ class Point(Value):
     sampling_rate: float  # mean probability of an audit
     agreement: float | None  # mean score of the audits in it
     cost: Micros
+    saved: Micros  # up to its last request
 
 
 class CalibrationLine(Value):
@@ -96,8 +103,11 @@ class TaskReport(Value):
     remote_share: float
     served_locally: int
     cost: Micros
-    all_remote_cost: Micros  # estimate: the mean price of a remote answer times all requests
-    saved: Micros
+    local_cost: Micros  # of computing the local answers, at `local.cost_per_hour`
+    all_remote_cost: Micros  # one answer of the remote a request: as paid, or estimated from the size of the input
+    saved: Micros  # all_remote_cost without both costs
+    break_even: int | None  # the request from which on what was saved stayed above 0, to a point of the trajectory
+    spending: list[Spending]  # by day, purpose and model; probes and whatever else belongs to no request included
     agreement: float | None  # on all audits, whatever the version. It is not accuracy
     versions: list[Version]
     calibration: list[CalibrationLine]  # of versions with 20 audits and more that had a confidence
@@ -221,39 +231,37 @@ async def _read(config: Config, task: TaskConfig, store: Store, *, whole: bool =
 
 async def report(config: Config, store: Store) -> list[TaskReport]:
     """What each task cost, in the order of the configuration."""
-    return [await _report(task, store) for task in config.tasks]
+    return [await _report(config, task, store) for task in config.tasks]
 
 
-async def _report(task: TaskConfig, store: Store) -> TaskReport:
+async def _report(config: Config, task: TaskConfig, store: Store) -> TaskReport:
     total = await store.count(task.name)
     width = max(1, -(-total // _POINTS))
-    points: list[Point] = []
+    money = _Money((task.local or config.local).cost_per_hour)
+    stretches: list[tuple[list[Record], _Money]] = []
     stretch: list[Record] = []
-    number = failed = remote_calls = answered = served_locally = 0
-    cost = answered_cost = 0
+    number = failed = remote_calls = served_locally = 0
     scores: list[float] = []
     compared: dict[str, _Compared] = {}
     async for record in _all(task, store):
         number += 1
         stretch.append(record)
-        cost += record.cost
+        money.add(record)
         failed += record.served is None
         remote_calls += asked_remote(record)
         served_locally += record.served == "local"
-        if record.remote is not None:
-            answered += 1
-            answered_cost += record.remote.cost
         if record.decision.audit and record.score is not None:
             scores.append(record.score.value)
         if record.version is not None:
             compared.setdefault(record.version, _Compared()).add(record)
-        if len(stretch) == width:
-            points.append(_point(stretch, number))
+        if len(stretch) == width or number == total:
+            stretches.append((stretch, replace(money)))
             stretch = []
-    if stretch:
-        points.append(_point(stretch, number))
-    # Requests that failed cost nothing more had everything been remote: the same attempts would have been made.
-    all_remote = cost if answered == 0 else round(answered_cost / answered * (number - failed))
+    prices = money.prices()
+    points, last = [], 0
+    for records, sum_of_money in stretches:
+        last += len(records)
+        points.append(_point(records, last, sum_of_money.saved(prices)))
     return TaskReport(
         task=task.name,
         requests=number,
@@ -261,14 +269,76 @@ async def _report(task: TaskConfig, store: Store) -> TaskReport:
         remote_calls=remote_calls,
         remote_share=remote_calls / number if number else 0.0,
         served_locally=served_locally,
-        cost=cost,
-        all_remote_cost=all_remote,
-        saved=all_remote - cost,
+        cost=money.cost,
+        local_cost=money.local_cost,
+        all_remote_cost=money.all_remote(prices),
+        saved=money.saved(prices),
+        break_even=_break_even(points),
+        spending=[line for line in await store.spending() if line.task == task.name],
         agreement=sum(scores) / len(scores) if scores else None,
         versions=await store.versions(task.name),
         calibration=[some.line(version) for version, some in compared.items() if some.audits >= _ENOUGH],
         trajectory=points,
     )
+
+
+def _break_even(points: list[Point]) -> int | None:
+    """The first request of the stretches at the end of which something was saved, without a later loss."""
+    first = None
+    for point in points:
+        first = (first or point.first) if point.saved > 0 else None
+    return first
+
+
+@dataclass(slots=True)
+class _Money:
+    """Costs of the first requests of a task, and the sums of a line through (bytes of the input, cost of the answer)."""
+
+    cost_per_hour: Decimal
+    cost: Micros = 0
+    seconds: float = 0.0  # of local computing
+    paid: Micros = 0  # for the answers that are known
+    known: int = 0
+    bytes: int = 0
+    squares: int = 0
+    products: int = 0
+    unknown: int = 0  # answered locally alone
+    unknown_bytes: int = 0
+
+    def add(self, record: Record) -> None:
+        self.cost += record.cost
+        if record.local is not None:
+            self.seconds += record.local.latency
+        size = len(json.dumps(record.input))
+        if record.remote is not None:
+            self.known += 1
+            self.paid += record.remote.cost
+            self.bytes += size
+            self.squares += size * size
+            self.products += size * record.remote.cost
+        elif record.served is not None:
+            self.unknown += 1
+            self.unknown_bytes += size
+
+    def prices(self) -> tuple[float, float]:
+        """Micro-dollars of an answer, and of a byte asked besides: least squares; the mean where that makes no sense."""
+        if self.known == 0:
+            return 0.0, 0.0
+        spread = self.known * self.squares - self.bytes**2
+        slope = (self.known * self.products - self.bytes * self.paid) / spread if spread > 0 else 0.0
+        start = (self.paid - slope * self.bytes) / self.known
+        return (start, slope) if slope >= 0 and start >= 0 else (self.paid / self.known, 0.0)
+
+    def all_remote(self, prices: tuple[float, float]) -> Micros:
+        """What one answer of the remote to each request that was answered would have cost."""
+        return self.paid + round(prices[0] * self.unknown + prices[1] * self.unknown_bytes)
+
+    @property
+    def local_cost(self) -> Micros:
+        return math.ceil(Decimal(self.seconds) / 3600 * self.cost_per_hour * 1_000_000)
+
+    def saved(self, prices: tuple[float, float]) -> Micros:
+        return self.all_remote(prices) - self.cost - self.local_cost
 
 
 @dataclass(slots=True)
@@ -310,7 +380,7 @@ def asked_remote(record: Record) -> bool:
     return bool(record.attempts) or record.remote is not None
 
 
-def _point(stretch: list[Record], last: int) -> Point:
+def _point(stretch: list[Record], last: int, saved: Micros) -> Point:
     audited = [r.score.value for r in stretch if r.decision.audit and r.score is not None]
     return Point(
         first=last - len(stretch) + 1,
@@ -320,6 +390,7 @@ def _point(stretch: list[Record], last: int) -> Point:
         sampling_rate=sum(r.decision.p for r in stretch) / len(stretch),
         agreement=sum(audited) / len(audited) if audited else None,
         cost=sum(r.cost for r in stretch),
+        saved=saved,
     )
 
 
@@ -491,4 +562,10 @@ async def _spend(config: Config, task: TaskConfig, store: Store, now: Seconds) -
     limits = {cap.window: cap.limit for cap in budget.caps(task.name, now, zone, overall=config.budget.limits, own=own)}
     windows = budget.windows(task.name, now, zone)
     spent = await store.spent(windows)
-    return [Spend(window=window, spent=spent[window], limit=limits.get(window)) for window in windows]
+    found = []
+    for window in windows:
+        limit, over = limits.get(window), budget.elapsed(window, now, zone)
+        end = budget.forecast(spent[window], over) if over > 0 else None
+        moment = None if limit is None else budget.reached(Cap(window=window, limit=limit), spent[window], now, zone)
+        found.append(Spend(window=window, spent=spent[window], limit=limit, forecast=end, reached_at=moment))
+    return found
