@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from apprentice.engine import Apprentice
 from apprentice.errors import InvalidRequest, UnknownTask
 from apprentice.report import CalibrationLine, Ending, Step
 from apprentice.testing.servers import serve_openai
-from apprentice.types import Answer, Confidence, Decision, Evidence, Record, Result, Score, Store
+from apprentice.types import Answer, Confidence, Decision, Evidence, Hold, Record, Result, Score, Store
 
 from .conftest import YAML, honest, texts
 
@@ -254,3 +255,74 @@ async def test_the_mean_cost_is_that_of_the_remote_answers(configured: Configure
         results, _ = await play(config, n=10)
     async with opened(config) as store:
         assert await report.mean_cost(store, "sort") == pytest.approx(sum(r.cost for r in results) / 10)
+
+
+# --- money ---------------------------------------------------------------------------------------------------------------
+
+
+def asked(number: int, size: int, *, cost: int | None, latency: float = 0.0) -> Record:
+    """A request of so many bytes; `cost` of the remote's answer, None where the local model answered alone."""
+    local, remote = cost is None or latency > 0, cost is not None
+    return Record(
+        request_id=f"r{number}",
+        task="sort",
+        at=1.8e9 + number,
+        input={"text": "x" * size},
+        decision=Decision(route="remote" if remote else "local", reason="certified", p=0.0),
+        local=Answer(output={"kind": "fruit"}, latency=latency) if local else None,
+        remote=Answer(output={"kind": "fruit"}, cost=cost) if cost is not None else None,
+        served="remote" if remote else "local",
+        cost=cost or 0,
+    )
+
+
+async def reported(config: Config, records: list[Record]) -> report.TaskReport:
+    async with opened(config) as store:
+        for record in records:
+            await store.append(record)
+        [found] = await report.report(config, store)
+        return found
+
+
+async def test_all_remote_is_what_was_paid_and_an_estimate_by_size_for_the_rest(configured: Configured) -> None:
+    paid = [asked(n, size, cost=500 + 3 * size) for n, size in enumerate([10, 50, 200, 80])]
+    free = [asked(10 + n, size, cost=None) for n, size in enumerate([1000, 20])]
+    found = await reported(configured(), [*paid, *free])
+    assert found.all_remote_cost == sum(500 + 3 * size for size in (10, 50, 200, 80, 1000, 20))
+    assert found.saved == 500 * 2 + 3 * 1020
+    assert [point.saved for point in found.trajectory] == [0, 0, 0, 0, 3500, 4060]
+    assert found.break_even == 5
+
+
+async def test_local_computing_counts_against_what_was_saved(configured: Configured) -> None:
+    records = [asked(0, 10, cost=500), *(asked(n, 10, cost=None, latency=0.5) for n in range(1, 11))]
+    found = await reported(configured(local={"cost_per_hour": Decimal("7.2")}), records)
+    assert found.local_cost == 10 * 1000  # half a second at 0.2 cents a second
+    assert found.saved == 10 * 500 - 10 * 1000
+    assert found.break_even is None
+
+
+async def test_spending_is_told_by_day_purpose_and_model(configured: Configured) -> None:
+    async with serve_openai(honest) as server:
+        config = configured(server.url, sampling={"repeat_share": 1.0})
+        await play(config, n=60)
+    async with opened(config) as store:
+        [found] = await report.report(config, store)
+    assert {line.purpose for line in found.spending} == {"serve", "repeat"}
+    assert sum(line.cost for line in found.spending) == found.cost
+    assert sum(line.attempts for line in found.spending) == len(server.requests)
+
+
+async def test_status_says_when_a_cap_will_be_reached(configured: Configured) -> None:
+    noon = 1_795_176_000.0
+    config = configured(budget={"daily": Decimal("0.001")})
+    async with opened(config) as store:
+        windows = ("total", "day:2026-11-20")
+        hold = Hold(attempt_id="a", task="sort", purpose="serve", model="m", worst=600, windows=windows, at=noon)
+        await store.reserve(hold, [])
+        await store.settle("a", 600, state="settled")
+        [found] = await report.status(config, store, now=noon)
+    [day] = [line for line in found.spend if line.window == "day:2026-11-20"]
+    assert (day.forecast, day.reached_at) == (1200, noon + 8 * 3600)
+    [total] = [line for line in found.spend if line.window == "total"]
+    assert (total.forecast, total.reached_at) == (None, None)
