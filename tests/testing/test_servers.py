@@ -5,17 +5,80 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
+from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
+import httpx2
 import pytest
 
 from apprentice import plugins
 from apprentice.errors import ModelError, ModelRejected
+from apprentice.testing.formats import FORMATS
 from apprentice.testing.models import TASK, ScriptedModel
-from apprentice.testing.servers import Reply, Server, asked, serve_anthropic, serve_openai, serve_recorded
+from apprentice.testing.servers import (
+    Reply,
+    Server,
+    asked,
+    serve_anthropic,
+    serve_google,
+    serve_openai,
+    serve_recorded,
+    serve_responses,
+)
 from apprentice.types import Json, Model, Usage
 
 SERVERS = [("openai", serve_openai), ("anthropic", serve_anthropic)]
+WIRES: dict[str, Any] = {
+    "openai": serve_openai,
+    "responses": serve_responses,
+    "anthropic": serve_anthropic,
+    "google": serve_google,
+}
+INPUT = json.dumps({"text": "x"})
+BODIES: dict[str, dict[str, Json]] = {
+    "openai": {"model": "m", "messages": [{"role": "user", "content": INPUT}]},
+    "responses": {"model": "m", "input": INPUT},
+    "anthropic": {"model": "m", "messages": [{"role": "user", "content": INPUT}], "max_tokens": 99},
+    "google": {"contents": [{"role": "user", "parts": [{"text": INPUT}]}]},
+}
+PATHS = {"openai": "/v1/chat/completions", "responses": "/v1/responses", "anthropic": "/v1/messages"}
+KEYS = {"anthropic": "x-api-key", "google": "x-goog-api-key"}
+
+
+def request_of(
+    name: str, *, stream: bool = False, key: str = "k", **changes: Json
+) -> tuple[str, bytes, dict[str, str]]:
+    """The path, body and headers of a small request."""
+    method = "streamGenerateContent?alt=sse" if stream else "generateContent"
+    path = PATHS.get(name, f"/v1beta/models/m:{method}")
+    body = BODIES[name] | ({} if name == "google" else {"stream": stream}) | changes
+    header = {KEYS.get(name, "authorization"): key if name in KEYS else f"Bearer {key}"}
+    return path, json.dumps(body).encode(), header
+
+
+async def post(server: Server, name: str, **how: Any) -> httpx2.Response:
+    path, body, headers = request_of(name, **how)
+    host = urlsplit(server.url).netloc
+    async with httpx2.AsyncClient() as client:
+        return await client.post(f"http://{host}{path}", content=body, headers=headers)
+
+
+def raw_request(name: str, **how: Any) -> bytes:
+    path, body, headers = request_of(name, **how)
+    lines = [f"POST {path} HTTP/1.1", "host: x", f"content-length: {len(body)}"]
+    return "\r\n".join([*lines, *(f"{key}: {value}" for key, value in headers.items()), "\r\n"]).encode() + body
+
+
+async def raw_answer(server: Server, name: str, **how: Any) -> bytes:
+    """All bytes that come back until the server closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(server.url).port)
+    writer.write(raw_request(name, **how))
+    try:
+        return await reader.read()
+    finally:
+        writer.close()
 
 
 def model_of(name: str, server: Server, **settings: Any) -> Model:
@@ -158,6 +221,160 @@ async def test_a_recorded_value_that_is_no_object_is_served_wrapped() -> None:
         model = model_of("openai", server)
         assert (await model.answer(task, {"text": "a"})).output == "ham"
         await model.close()
+
+
+@pytest.mark.parametrize("name", WIRES)
+async def test_a_recording_is_served_in_every_format(name: str) -> None:
+    recorded = plugins.build("models", "recorded", rows=[{"text": "x", "teacher": "ham"}], answer_field="label")
+    async with serve_recorded(recorded, TASK, format=name) as server:
+        answer = await post(server, name)
+        assert answer.status_code == 200
+        assert "ham" in answer.text
+        streamed = await post(server, name, stream=True)
+        assert streamed.headers["content-type"].startswith("text/event-stream")
+        told = json.loads(json.dumps(BODIES[name]).replace(json.dumps(INPUT), '"no JSON"'))
+        assert (await post(server, name, **told)).status_code == 400
+
+
+@pytest.mark.parametrize("name", WIRES)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_bill_is_the_true_count_in_integers_whatever_was_told_or_seen(name: str, stream: bool) -> None:
+    size = len(request_of(name, stream=stream)[1])
+    said = {"label": "a label of some length", "n": 12}
+    output = -(-len(json.dumps(said)) // 4) + 5
+    charge = -(-size // 4) * 3 + output * 7  # tokens read from a cache are input like any other
+    replies = [
+        Reply(said, reasoning=5, cached=4),
+        Reply(said, reasoning=5, usage=Usage(input_tokens=1, output_tokens=1)),
+        Reply(said, reasoning=5, silent=True),
+        Reply(said, reasoning=5, fails=1, code="server_error"),
+        Reply(said, reasoning=5, finish="refused"),
+    ]
+    async with WIRES[name](replies, price=(3, 7)) as server:
+        for _ in replies:
+            assert (await post(server, name, stream=stream)).status_code == 200
+    assert [seen.charge for seen in server.requests] == [charge] * len(replies)
+    assert server.requests[0].usage == Usage(
+        input_tokens=-(-size // 4), output_tokens=output, cached_tokens=4, reasoning_tokens=5
+    )
+    assert server.bill == 1  # millionths, rounded up once
+
+
+@pytest.mark.parametrize("name", WIRES)
+async def test_a_stream_cut_at_any_byte_gives_those_bytes_and_is_billed_whole(name: str) -> None:
+    async def answer(cut: int) -> tuple[bytes, int]:
+        async with WIRES[name]([Reply({"label": "ünï \U0001f600"}, piece=3, cut=cut)]) as server:
+            return await raw_answer(server, name, stream=True), server.bill
+
+    whole, bill = await answer(1_000_000)
+    assert whole.endswith(b"\r\n0\r\n\r\n")
+    for cut in (0, 1, 20, *range(100, len(whole), len(whole) // 30)):
+        assert await answer(cut) == (whole[:cut], bill)
+
+
+@pytest.mark.parametrize("name", WIRES)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_body_may_end_early_and_http_finds_nothing_wrong(name: str, stream: bool) -> None:
+    said = Reply({"label": "ünï"}, piece=3)
+    async with WIRES[name]([said]) as server:
+        whole, bill = (await post(server, name, stream=stream)).content, server.bill
+    for end in (0, 1, len(whole) // 2, len(whole) - 1, len(whole)):
+        async with WIRES[name]([replace(said, end=end)]) as server:
+            assert (await post(server, name, stream=stream)).content == whole[:end]
+            assert (server.bill, server.requests[0].status) == (bill, 200)
+
+
+@pytest.mark.parametrize("name", WIRES)
+async def test_a_stream_may_drip_and_is_billed_when_nobody_waits_for_it(name: str) -> None:
+    async with WIRES[name](["hello", Reply("hello", drip=0.0001), Reply("hello", drip=9.0)]) as server:
+        whole = await post(server, name, stream=True)
+        dripped = await post(server, name, stream=True)
+        assert dripped.content == re.sub(rb"(chatcmpl-|resp_|msg_|response-)0", rb"\g<1>1", whole.content)
+        reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(server.url).port)
+        writer.write(raw_request(name, stream=True))
+        await reader.readexactly(1)  # and then it goes away
+        writer.close()
+    assert len({seen.charge for seen in server.requests}) == 1
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("name", WIRES)
+async def test_an_error_ends_a_stream_in_the_providers_form(name: str) -> None:
+    async with WIRES[name]([Reply("abcdefgh", piece=2, fails=2, code="overloaded")]) as server:
+        answer = await post(server, name, stream=True)
+    assert "abcdefgh" not in answer.text
+    last = json.loads(answer.text.strip().split("data: ")[-1])
+    assert "overloaded" in json.dumps(last)
+    assert ['"ab"' in answer.text, '"cd"' in answer.text, '"ef"' in answer.text] == [True, True, False]
+    assert "[DONE]" not in answer.text
+
+
+async def test_a_connection_serves_on_after_a_stream() -> None:
+    async with serve_openai(["one", "two"]) as server, httpx2.AsyncClient() as client:
+        for text in ("one", "two"):
+            _, body, headers = request_of("openai", stream=True)
+            answer = await client.post(f"{server.url}/chat/completions", content=body, headers=headers)
+            assert text in answer.text
+        assert server.connections == 1
+
+
+@pytest.mark.parametrize("name", WIRES)
+async def test_each_answer_has_an_id_and_the_headers_that_were_scripted(name: str) -> None:
+    limits = {"retry-after": "7", "x-ratelimit-remaining-requests": "0"}
+    async with WIRES[name](["a", "b", Reply(status=429, code="too_many", headers=limits)]) as server:
+        first, second, third = [await post(server, name) for _ in range(3)]
+    own = {"openai": "x-request-id", "responses": "x-request-id", "anthropic": "request-id"}
+    ids = (
+        [first.json()["responseId"], second.json()["responseId"]]
+        if name == "google"
+        else [answer.headers[own[name]] for answer in (first, second, third)]
+    )
+    assert len(set(ids)) == len(ids)
+    if name == "anthropic":
+        assert third.json()["request_id"] == ids[2]
+    assert (third.status_code, third.json()["error"].get("code", 429)) == (429, 429 if name in KEYS else "too_many")
+    assert {key: third.headers[key] for key in limits} == limits
+
+
+@pytest.mark.parametrize("name", WIRES)
+async def test_a_key_of_its_own_a_path_of_its_own_and_a_body_of_its_own(name: str) -> None:
+    async with WIRES[name](["a"], api_key="right") as server:
+        assert (await post(server, name, key="right")).status_code == 200
+        assert (await post(server, name, key="wrong")).status_code == FORMATS[name].wrong_key[0]
+        path, body, headers = request_of(name, key="right")
+        host = f"http://{urlsplit(server.url).netloc}"
+        async with httpx2.AsyncClient(headers=headers) as client:
+            assert (await client.get(f"{host}{path}")).status_code == 404
+            assert (await client.post(f"{host}/other", content=body)).status_code == 404
+            assert (await client.post(f"{host}{path}", content=b"[]")).status_code == 400
+    assert [seen.status for seen in server.requests] == [200, FORMATS[name].wrong_key[0], 404, 404, 400]
+    assert server.bill == -(-server.requests[0].charge // 1_000_000)
+
+
+async def test_google_finds_the_model_in_the_path() -> None:
+    async with serve_google(["a"]) as server:
+        body = request_of("google")[1]
+        async with httpx2.AsyncClient() as client:
+            for path in ("v1beta/models/gemini-9", "v1/models/org%2Fmy%20model"):
+                answer = await client.post(f"{server.url}/{path}:generateContent", content=body)
+                assert answer.status_code == 200
+                assert answer.json()["modelVersion"] in ("gemini-9", "org/my model")
+            no_sse = await client.post(f"{server.url}/v1beta/models/m:streamGenerateContent", content=body)
+            assert no_sse.status_code == 404
+
+
+async def test_thoughts_take_their_share_of_the_limit_first() -> None:
+    async with serve_google([Reply("x" * 400, reasoning=6), Reply("x" * 400, reasoning=60)]) as server:
+        limited = {"generationConfig": {"maxOutputTokens": 8}}
+        first, second = [(await post(server, "google", **limited)).json() for _ in range(2)]
+    assert first["candidates"][0] == {
+        "content": {"parts": [{"text": "x" * 8}], "role": "model"},
+        "index": 0,
+        "finishReason": "MAX_TOKENS",
+    }
+    assert (first["usageMetadata"]["thoughtsTokenCount"], first["usageMetadata"]["candidatesTokenCount"]) == (6, 2)
+    assert second["candidates"][0]["content"] == {"role": "model"}
+    assert [seen.usage.output_tokens for seen in server.requests] == [8, 8]
 
 
 async def test_a_scripted_model_says_what_it_was_told_and_remembers() -> None:

@@ -1,6 +1,6 @@
-"""A remote to practise with: answers in OpenAI's wire format, from a recording.
+"""A remote to practise with: answers in a provider's wire format, from a recording.
 
-    python -m apprentice.testing RECORDING [--port N]
+    python -m apprentice.testing RECORDING [--format openai|responses|anthropic|google] [--port N]
 
 Each line of the recording is a JSON object with `text` and `teacher`, the answer to it.
 """
@@ -13,16 +13,17 @@ import sys
 
 from apprentice import plugins
 from apprentice.errors import ApprenticeError
+from apprentice.testing.formats import FORMATS
 from apprentice.testing.servers import serve_recorded
 from apprentice.types import Task
 
 ANYTHING = Task(name="recorded", description="", input_schema={}, output_schema={"type": "object"})
 
 
-async def serve(recording: str, port: int) -> None:
+async def serve(recording: str, format: str, port: int) -> None:
     """Answer until stopped."""
     model = plugins.build("models", "recorded", path=recording)
-    async with serve_recorded(model, ANYTHING, port=port) as server:
+    async with serve_recorded(model, ANYTHING, format=format, port=port) as server:
         print(f"{recording} answers at {server.url}", flush=True)  # noqa: T201  (this is a command)
         await asyncio.Event().wait()
 
@@ -30,10 +31,11 @@ async def serve(recording: str, port: int) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m apprentice.testing", description=__doc__)
     parser.add_argument("recording")
+    parser.add_argument("--format", choices=list(FORMATS), default="openai", help="default: openai")
     parser.add_argument("--port", type=int, default=0, help="default: any free one")
     arguments = parser.parse_args()
     try:
-        asyncio.run(serve(arguments.recording, arguments.port))
+        asyncio.run(serve(arguments.recording, arguments.format, arguments.port))
     except KeyboardInterrupt:
         return 0
     except (ApprenticeError, OSError) as error:

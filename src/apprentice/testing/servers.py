@@ -1,5 +1,7 @@
 """Providers on loopback: real sockets, the provider's wire format, scripted behaviour, and a bill of their own.
 
+A request that asks for a stream gets the same answer in events.
+
     async with serve_openai([Reply({"label": "spam"}), Reply(status=429, code="rate_limit_exceeded")]) as server:
         model = plugins.build("models", "openai", model="m", base_url=server.url, allow_internal=True)
 
@@ -16,15 +18,31 @@ import json
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import NamedTuple
+from urllib.parse import unquote
 
 import h11
 
 from apprentice.errors import ModelRejected
 from apprentice.models import shape
+from apprentice.testing.formats import FORMATS, Format, Said, asked, text_of
 from apprentice.types import FinishState, Json, Micros, Model, Task, Usage
+
+__all__ = [
+    "PRICE",
+    "Answerer",
+    "Reply",
+    "Seen",
+    "Server",
+    "asked",
+    "serve_anthropic",
+    "serve_google",
+    "serve_openai",
+    "serve_recorded",
+    "serve_responses",
+]
 
 type Answerer = Callable[[dict[str, Json]], Json | Reply | Awaitable[Json | Reply]]
 """The body of a request -> what the model says, or a whole Reply. May be asynchronous."""
@@ -38,11 +56,16 @@ class Reply:
     """One answer of a server. Without arguments it is an empty text with status 200.
 
     `content`: what the model says; a text goes out as it is, any other value as JSON. `code`: the provider's error code
-    for a status that is no success. `usage`: reported instead of the true count (the bill keeps the true one); `silent`
-    reports none. `raw`: the whole body, instead of the provider's format. `length`: what Content-Length claims. `wait`:
-    seconds, or an event to await, before the first byte. `drip`: seconds between two bytes. `cut`: close after that
-    many bytes of head and body; `reset`: close with a TCP reset. `billed`: whether it counts on the bill; None means
-    when the status is a success.
+    for a status that is no success; for Google also the reason of a `finish`. `cached`: tokens of the request that are
+    read from a cache, `reasoning`: tokens thought before the answer; both count. `usage`: reported instead of the true
+    count (the bill keeps the true one); `silent` reports none. `raw`: the whole body, instead of the provider's format.
+    `length`: what Content-Length claims. `wait`: seconds, or an event to await, before the first byte. `drip`: seconds
+    between two bytes. `cut`: close after that many bytes of head and body; `reset`: close with a TCP reset. `end`: the
+    body is over after that many bytes, and HTTP finds nothing wrong with it. `billed`: whether it counts on the bill;
+    None means when the status is a success.
+
+    In a stream, `piece`: characters of the content in one event. `fails`: the error `code` as an event after so many
+    pieces, and nothing more.
     """
 
     content: Json = ""
@@ -50,6 +73,8 @@ class Reply:
     code: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     finish: FinishState = "complete"
+    cached: int = 0
+    reasoning: int = 0
     usage: Usage | None = None
     silent: bool = False
     model: str | None = None
@@ -59,11 +84,17 @@ class Reply:
     drip: float = 0.0
     cut: int | None = None
     reset: bool = False
+    end: int | None = None
     billed: bool | None = None
+    piece: int = 16
+    fails: int | None = None
 
 
 class Seen(NamedTuple):
-    """One request that arrived whole, and what it cost on the server's own bill, in millionths of a micro-dollar."""
+    """One request that arrived whole, and what it cost on the server's own bill, in millionths of a micro-dollar.
+
+    Tokens read from a cache cost what any input costs.
+    """
 
     path: str
     headers: dict[str, str]
@@ -76,7 +107,7 @@ class Seen(NamedTuple):
 class Server:
     """A running server. `requests` grows with each request that arrived whole."""
 
-    def __init__(self, wire: _Format, answer: Answerer, price: tuple[Micros, Micros], api_key: str | None) -> None:
+    def __init__(self, wire: Format, answer: Answerer, price: tuple[Micros, Micros], api_key: str | None) -> None:
         self.requests: list[Seen] = []
         self.connections = 0  # accepted so far
         self.url = ""
@@ -122,40 +153,63 @@ class Server:
         finally:
             writer.close()
 
-    async def _respond(self, request: h11.Request, raw: bytes) -> tuple[Reply, bytes]:
+    async def _respond(self, request: h11.Request, raw: bytes) -> tuple[Reply, dict[str, str], list[bytes]]:
         headers = {name.decode(): value.decode("latin-1") for name, value in request.headers}
+        target = request.target.decode("latin-1")
         body = _object(raw) or {}
-        reply = self._refuse(request, headers, body)
+        reply = self._refuse(request.method, target, headers, body)
         if reply is None:
             said = self._answer(body)
             said = await said if inspect.isawaitable(said) else said
             reply = _limited(said if isinstance(said, Reply) else Reply(said), self._wire.limit(body))
-        usage = Usage(input_tokens=_tokens(raw), output_tokens=_tokens(_text(reply.content).encode()))
+        usage = _count(raw, reply)
         billed = reply.billed if reply.billed is not None else reply.status < 300
         charge = usage.input_tokens * self._price[0] + usage.output_tokens * self._price[1] if billed else 0
-        self.requests.append(Seen(request.target.decode(), headers, body, reply.status, usage, charge))
+        number = len(self.requests)
+        self.requests.append(Seen(target, headers, body, reply.status, usage, charge))
         if isinstance(reply.wait, asyncio.Event):
             await reply.wait.wait()
         elif reply.wait is not None:
             await asyncio.sleep(reply.wait)
-        return reply, self._render(reply, body, usage)
+        head, parts = self._render(number, reply, target, body, usage)
+        return reply, self._wire.headers(number) | head | dict(reply.headers), parts
 
-    def _refuse(self, request: h11.Request, headers: dict[str, str], body: dict[str, Json]) -> Reply | None:
-        if request.method != b"POST" or request.target.decode() != self._wire.base + self._wire.path:
-            return Reply(status=404, code="not_found")
-        if self._key is not None and self._wire.key(headers) != self._key:
-            return Reply(status=401, code="invalid_api_key")
-        if not isinstance(body.get("messages"), list) or not self._wire.limit(body):
-            return Reply(status=400, code="invalid_request_error")
-        return None
+    def _refuse(self, method: bytes, target: str, headers: dict[str, str], body: dict[str, Json]) -> Reply | None:
+        wire = self._wire
+        turned_away = None
+        if method != b"POST" or self._route(target) is None:
+            turned_away = wire.unknown_path
+        elif self._key is not None and wire.key(headers) != self._key:
+            turned_away = wire.wrong_key
+        elif not wire.is_valid(body) or not wire.limit(body):
+            turned_away = wire.malformed
+        return None if turned_away is None else Reply(status=turned_away[0], code=turned_away[1])
 
-    def _render(self, reply: Reply, body: dict[str, Json], usage: Usage) -> bytes:
+    def _route(self, target: str) -> dict[str, str | None] | None:
+        match = self._wire.path.fullmatch(target) or self._wire.path.fullmatch(target.partition("?")[0])
+        return None if match is None else {name: value and unquote(value) for name, value in match.groupdict().items()}
+
+    def _render(
+        self, number: int, reply: Reply, target: str, body: dict[str, Json], usage: Usage
+    ) -> tuple[dict[str, str], list[bytes]]:
+        """The head's part on the body, and the body: several parts if it is a stream."""
+        wire = self._wire
+        plain = {"content-type": "application/json"}
         if reply.raw is not None:
-            return reply.raw
+            return plain, [reply.raw]
         if reply.status >= 300:
-            return json.dumps(self._wire.error(reply.code)).encode()
+            return plain, [json.dumps(wire.error(reply.status, reply.code, number)).encode()]
+        route = self._route(target) or {}
         told = None if reply.silent else reply.usage or usage
-        return json.dumps(self._wire.answer(body, reply, told), ensure_ascii=False).encode()
+        model = reply.model or route.get("model") or body.get("model") or ""
+        said = Said(number, body, model, reply.content, reply.finish, reply.code, told, reply.piece)
+        if not (route.get("stream") or body.get("stream") is True):
+            return plain, [json.dumps(wire.answer(said), ensure_ascii=False).encode()]
+        events = wire.stream(said)
+        sent = [*events.opening, *events.pieces, *events.closing]
+        if reply.fails is not None:
+            sent = [*events.opening, *events.pieces[: reply.fails], wire.fault(reply.code, number)]
+        return {"content-type": wire.media, "transfer-encoding": "chunked"}, wire.frames(sent)
 
 
 @contextlib.asynccontextmanager
@@ -172,7 +226,7 @@ async def serve_openai(
     `answer`: a function of the request's body, or a list of replies, of which the last one repeats. `price`:
     micro-dollars for a million input and output tokens. `api_key`: any other key is answered with 401.
     """
-    async with Server(_OPENAI, _scripted(answer), price, api_key).running(host, port) as server:
+    async with Server(FORMATS["openai"], _scripted(answer), price, api_key).running(host, port) as server:
         yield server
 
 
@@ -186,17 +240,55 @@ async def serve_anthropic(
     port: int = 0,
 ) -> AsyncIterator[Server]:
     """A server that speaks Anthropic's messages at `server.url`; the arguments of `serve_openai`."""
-    async with Server(_ANTHROPIC, _scripted(answer), price, api_key).running(host, port) as server:
+    async with Server(FORMATS["anthropic"], _scripted(answer), price, api_key).running(host, port) as server:
+        yield server
+
+
+@contextlib.asynccontextmanager
+async def serve_responses(
+    answer: Answerer | Sequence[Json | Reply],
+    *,
+    price: tuple[Micros, Micros] = PRICE,
+    api_key: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 0,
+) -> AsyncIterator[Server]:
+    """A server that speaks OpenAI's responses at `server.url`; the arguments of `serve_openai`."""
+    async with Server(FORMATS["responses"], _scripted(answer), price, api_key).running(host, port) as server:
+        yield server
+
+
+@contextlib.asynccontextmanager
+async def serve_google(
+    answer: Answerer | Sequence[Json | Reply],
+    *,
+    price: tuple[Micros, Micros] = PRICE,
+    api_key: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 0,
+) -> AsyncIterator[Server]:
+    """A server that speaks Gemini's generateContent below `server.url`, at `/v1beta/models/MODEL:generateContent`.
+
+    The arguments of `serve_openai`; a wrong key is answered with 400, as Google does.
+    """
+    async with Server(FORMATS["google"], _scripted(answer), price, api_key).running(host, port) as server:
         yield server
 
 
 @contextlib.asynccontextmanager
 async def serve_recorded(
-    model: Model, task: Task, *, price: tuple[Micros, Micros] = PRICE, host: str = "127.0.0.1", port: int = 0
+    model: Model,
+    task: Task,
+    *,
+    format: str = "openai",
+    price: tuple[Micros, Micros] = PRICE,
+    host: str = "127.0.0.1",
+    port: int = 0,
 ) -> AsyncIterator[Server]:
-    """A server in OpenAI's wire format that answers from another model, such as a recording.
+    """A server that answers from another model, such as a recording.
 
-    An input that the model rejects (it is not in the recording) is answered with 404.
+    `format`: openai, responses, anthropic or google. An input that the model rejects (it is not in the recording) is
+    answered with 404, a last turn that is no JSON with 400.
     """
 
     async def answer(body: dict[str, Json]) -> Reply:
@@ -204,106 +296,12 @@ async def serve_recorded(
             said = await model.answer(task, asked(body))
         except ModelRejected:
             return Reply(status=404, code="not_in_the_recording")
+        except ValueError:
+            return Reply(status=400, code="not_json")
         return Reply(said.text if said.output is None else shape(task.output_schema).wrap(said.output))
 
-    async with serve_openai(answer, price=price, host=host, port=port) as server:
+    async with Server(FORMATS[format], answer, price, None).running(host, port) as server:
         yield server
-
-
-def asked(body: dict[str, Json]) -> Json:
-    """The input that a request of ours asks about: its last user message. Raises ValueError if that is not JSON."""
-    content = body["messages"][-1]["content"]
-    if isinstance(content, list):
-        content = next(block["text"] for block in content if block.get("type") == "text")
-    return json.loads(content)
-
-
-# --- wire formats -----------------------------------------------------------------------------------------------------
-
-
-class _Format(NamedTuple):
-    base: str
-    path: str
-    key: Callable[[Mapping[str, str]], str]
-    limit: Callable[[dict[str, Json]], int]
-    answer: Callable[[dict[str, Json], Reply, Usage | None], dict[str, Json]]
-    error: Callable[[str], dict[str, Json]]
-
-
-def _openai_answer(body: dict[str, Json], reply: Reply, usage: Usage | None) -> dict[str, Json]:
-    reasons = {"complete": "stop", "truncated": "length", "filtered": "content_filter", "refused": "stop"}
-    text = _text(reply.content)
-    refused = reply.finish == "refused"
-    answer: dict[str, Json] = {
-        "id": "chatcmpl-0",
-        "object": "chat.completion",
-        "created": 0,
-        "model": reply.model or body.get("model"),
-        "choices": [
-            {
-                "index": 0,
-                "message": {
-                    "role": "assistant",
-                    "content": None if refused else text,
-                    "refusal": text if refused else None,
-                },
-                "finish_reason": reasons[reply.finish],
-            }
-        ],
-    }
-    if usage is not None:
-        answer["usage"] = {
-            "prompt_tokens": usage.input_tokens,
-            "completion_tokens": usage.output_tokens,
-            "total_tokens": usage.input_tokens + usage.output_tokens,
-            "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-            "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
-        }
-    return answer
-
-
-def _anthropic_answer(body: dict[str, Json], reply: Reply, usage: Usage | None) -> dict[str, Json]:
-    reasons = {"complete": "tool_use", "truncated": "max_tokens", "filtered": "refusal", "refused": "refusal"}
-    block: dict[str, Json] = {"type": "text", "text": _text(reply.content)}
-    tools = body.get("tools")
-    if isinstance(reply.content, dict) and isinstance(tools, list) and tools:
-        block = {"type": "tool_use", "id": "toolu_0", "name": tools[0]["name"], "input": reply.content}
-    reason = reasons[reply.finish]
-    answer: dict[str, Json] = {
-        "id": "msg_0",
-        "type": "message",
-        "role": "assistant",
-        "model": reply.model or body.get("model"),
-        "content": [block],
-        "stop_reason": "end_turn" if reason == "tool_use" and block["type"] == "text" else reason,
-        "stop_sequence": None,
-    }
-    if usage is not None:
-        answer["usage"] = {
-            "input_tokens": usage.input_tokens - usage.cached_tokens,
-            "cache_creation_input_tokens": 0,
-            "cache_read_input_tokens": usage.cached_tokens,
-            "output_tokens": usage.output_tokens,
-        }
-    return answer
-
-
-_OPENAI = _Format(
-    base="/v1",
-    path="/chat/completions",
-    key=lambda headers: headers.get("authorization", "").removeprefix("Bearer "),
-    limit=lambda body: body.get("max_completion_tokens") or body.get("max_tokens") or 16_384,
-    answer=_openai_answer,
-    error=lambda code: {"error": {"message": "scripted", "type": code, "code": code, "param": None}},
-)
-_ANTHROPIC = _Format(
-    base="",
-    path="/v1/messages",
-    key=lambda headers: headers.get("x-api-key", ""),
-    limit=lambda body: body.get("max_tokens") or 0,  # it demands one
-    answer=_anthropic_answer,
-    error=lambda code: {"type": "error", "error": {"type": code, "message": "scripted"}, "request_id": "req_0"},
-)
 
 
 # --- bytes ------------------------------------------------------------------------------------------------------------
@@ -334,15 +332,19 @@ async def _receive(reader: asyncio.StreamReader, rest: bytes) -> tuple[h11.Reque
             return None
 
 
-async def _deliver(writer: asyncio.StreamWriter, reply: Reply, body: bytes) -> bool:
+async def _deliver(writer: asyncio.StreamWriter, reply: Reply, headers: dict[str, str], parts: list[bytes]) -> bool:
     """Write the reply as it was scripted. Returns whether the connection may be used again."""
-    headers = {"content-type": "application/json"} | dict(reply.headers)
-    chunked = "transfer-encoding" in headers
-    if not chunked:
-        headers["content-length"] = str(len(body) if reply.length is None else reply.length)
+    if reply.end is not None:
+        parts = [b"".join(parts)[: reply.end]]
+    by_hand = "transfer-encoding" in reply.headers
+    if reply.length is not None or "transfer-encoding" not in headers:
+        headers.pop("transfer-encoding", None)
+        headers["content-length"] = str(sum(map(len, parts)) if reply.length is None else reply.length)
+    elif not by_hand:
+        parts = [b"%x\r\n%b\r\n" % (len(part), part) for part in [*filter(None, parts), b""]]
     status = f"HTTP/1.1 {reply.status} {_PHRASES.get(reply.status, 'Status')}\r\n"
     head = status + "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
-    data = (head.encode("latin-1") + body)[: reply.cut]
+    data = b"".join([head.encode("latin-1"), *parts])[: reply.cut]
     if reply.drip:
         for position in range(len(data)):
             writer.write(data[position : position + 1])
@@ -356,7 +358,7 @@ async def _deliver(writer: asyncio.StreamWriter, reply: Reply, body: bytes) -> b
         raw: socket.socket = writer.get_extra_info("socket")
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
-    return reply.cut is None and not reply.reset and reply.length is None and not chunked
+    return reply.cut is None and not reply.reset and reply.length is None and not by_hand
 
 
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
@@ -374,21 +376,29 @@ def _scripted(answer: Answerer | Sequence[Json | Reply]) -> Answerer:
 
 
 def _limited(reply: Reply, most: int) -> Reply:
-    """The reply cut to the tokens that the request allows, as a provider does it."""
-    text = _text(reply.content).encode()
-    if reply.raw is not None or _tokens(text) <= most:
+    """The reply cut to the tokens that the request allows, as a provider does it; thoughts come first."""
+    text = text_of(reply.content).encode()
+    if reply.raw is not None or _tokens(text) + reply.reasoning <= most:
         return reply
-    kept: dict[str, Any] = {name: getattr(reply, name) for name in Reply.__slots__}
-    return Reply(**kept | {"content": text[: most * 4].decode(errors="ignore"), "finish": "truncated"})
+    reasoning = min(reply.reasoning, most)
+    kept = text[: (most - reasoning) * 4].decode(errors="ignore")
+    return replace(reply, content=kept, reasoning=reasoning, finish="truncated")
+
+
+def _count(request: bytes, reply: Reply) -> Usage:
+    """What the request and its answer really are, in tokens."""
+    asked_for = _tokens(request)
+    return Usage(
+        input_tokens=asked_for,
+        output_tokens=_tokens(text_of(reply.content).encode()) + reply.reasoning,
+        cached_tokens=min(reply.cached, asked_for),
+        reasoning_tokens=reply.reasoning,
+    )
 
 
 def _tokens(data: bytes) -> int:
     """Four bytes a token, rounded up: never more tokens than bytes."""
     return -(-len(data) // 4)
-
-
-def _text(content: Json) -> str:
-    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
 
 
 def _object(raw: bytes) -> dict[str, Json] | None:
