@@ -20,6 +20,7 @@ from apprentice.types import Cap, Event, Hold, Micros, Seconds, Store
 _LOOK: Seconds = 0.25  # holds of other processes come free without a word
 _WARN_AT = (0.80, 0.95)  # of a cap
 _NOTICED = 0.02  # of the smallest cap: after so much spending the caps are looked at again
+_RECENT: Seconds = 2 * 86_400.0  # how far back the ledger is read for the day that it has seen
 _GRACE: Seconds = 60.0  # beyond the longest call; an older hold belongs to a process that died
 _EVENTS = 10_000  # of the newest, among which a suspension is looked for
 _REMEMBERED = 100  # calls in the running mean of what one costs
@@ -45,7 +46,9 @@ class Purse:
 
     async def open(self) -> None:
         """Learn from the ledger what day it is at least, and count as spent what dead processes held."""
-        days = [datetime.fromisoformat(line.day) for line in await self._store.spending() if line.day]
+        # A clock that is ahead finds nothing newer, one that is behind finds all that it needs.
+        recent = await self._store.spending(since=self._clock() - _RECENT)
+        days = [datetime.fromisoformat(line.day) for line in recent if line.day]
         if days:
             self._latest = max(self._latest, max(days).replace(tzinfo=self._zone).timestamp())
         await self.sweep()
