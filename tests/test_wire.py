@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from apprentice import wire
 from apprentice.errors import ConfigError
@@ -60,162 +58,6 @@ JdVorNaaC459fr9bzqO/GRA5iePjQ3LDqvrcv95/GOUCIHLc0Ho1qTUVM4WKl/f4
 8Uz5n+JegG1L0QvTecVb5Bvs
 -----END CERTIFICATE-----
 """
-
-
-def openai(code: str, type_: str = "some_type") -> bytes:
-    return json.dumps(
-        {"error": {"message": "prose that says quota, rate limit and overloaded", "type": type_, "code": code}}
-    ).encode()
-
-
-def anthropic(type_: str, **details: str) -> bytes:
-    return json.dumps({"type": "error", "error": {"type": type_, "message": "prose", "details": details}}).encode()
-
-
-HTML = b"<html><body>rate_limit_exceeded insufficient_quota</body></html>"
-TABLE: list[tuple[int, bytes, wire.Kind, bool]] = [
-    # success
-    (200, OK, "answered", False),
-    (201, OK, "answered", False),
-    (200, b"{}", "answered", False),
-    (200, b"\xef\xbb\xbf{}", "answered", False),
-    (200, b"", "unknown", True),
-    (200, HTML, "unknown", True),
-    (200, b'{"choices": [', "unknown", True),
-    (200, b"[]", "unknown", True),
-    (200, b"null", "unknown", True),
-    (200, b'{"a": NaN}', "unknown", True),
-    (200, b'{"a": ' + b"9" * 5000 + b"}", "unknown", True),
-    (200, b"[" * 100_000, "unknown", True),
-    (200, b"\xff\xfe\xfa", "unknown", True),
-    (204, b"", "unknown", True),
-    (202, b"", "unknown", True),
-    # never followed
-    (301, b"", "rejected", False),
-    (302, HTML, "rejected", False),
-    (307, b"", "rejected", False),
-    (308, b"", "rejected", False),
-    # the request, as OpenAI says it
-    (400, openai("invalid_request_error"), "rejected", False),
-    (400, openai("context_length_exceeded"), "rejected", False),
-    (401, openai("invalid_api_key"), "rejected", False),
-    (403, openai("unsupported_country_region_territory"), "rejected", False),
-    (404, openai("model_not_found"), "rejected", False),
-    (422, openai("invalid"), "rejected", False),
-    (429, openai("rate_limit_exceeded"), "rejected", True),  # F46: the prose says quota
-    (429, openai("slow_down"), "rejected", True),
-    (429, openai("insufficient_quota"), "rejected", False),  # F45
-    (429, openai("x", "insufficient_quota"), "rejected", False),
-    (429, openai("credit_balance_exhausted"), "rejected", False),
-    (429, openai("organization_spend_limit_exceeded"), "rejected", False),
-    (429, openai("project_spend_limit_exceeded"), "rejected", False),
-    (429, openai("organization_usage_limit_exceeded"), "rejected", False),
-    (429, HTML, "rejected", True),
-    (500, openai("server_error"), "unknown", True),
-    (503, openai("server_is_overloaded"), "rejected", True),
-    (503, openai("slow_down"), "rejected", True),
-    (503, openai("x"), "unknown", True),
-    # the request, as Anthropic says it
-    (400, anthropic("invalid_request_error"), "rejected", False),
-    (401, anthropic("authentication_error"), "rejected", False),
-    (402, anthropic("billing_error"), "rejected", False),
-    (403, anthropic("permission_error"), "rejected", False),
-    (404, anthropic("not_found_error"), "rejected", False),
-    (413, anthropic("request_too_large"), "rejected", False),
-    (413, HTML, "rejected", False),  # F52: from a content network
-    (429, anthropic("rate_limit_error"), "rejected", True),
-    (429, anthropic("rate_limit_error", error_code="enforced_spend_limit_reached"), "rejected", False),
-    (500, anthropic("api_error"), "unknown", True),
-    (504, anthropic("timeout_error"), "unknown", True),
-    (529, anthropic("overloaded_error"), "rejected", True),
-    (529, HTML, "rejected", True),
-    (500, anthropic("overloaded_error"), "rejected", True),
-    # others
-    (400, b'{"detail": "no such field"}', "rejected", False),
-    (400, b'{"object": "error", "message": "context", "code": 400}', "rejected", False),
-    (400, HTML, "unknown", False),  # who says so is not the provider
-    (400, b'{"error": {}}', "unknown", False),
-    (408, openai("timeout"), "unknown", True),  # F61
-    (409, openai("conflict"), "unknown", True),
-    (425, b"", "unknown", True),
-    (499, b"", "unknown", False),
-    (501, b"", "unknown", False),
-    (502, HTML, "unknown", True),
-    (503, HTML, "unknown", True),
-    (504, b"", "unknown", True),
-    (520, HTML, "unknown", True),
-    (524, HTML, "unknown", True),
-    (600, b"", "unknown", True),
-]
-
-
-@pytest.mark.parametrize(("status", "body", "kind", "retryable"), TABLE)
-def test_the_outcome_is_read_off_status_and_code(status: int, body: bytes, kind: wire.Kind, retryable: bool) -> None:
-    outcome = wire.classify(wire.Reply(status, {}, body))
-    assert (outcome.kind, outcome.retryable, outcome.status) == (kind, retryable, status)
-
-
-@given(status=st.integers(100, 999), body=st.binary(max_size=60), headers=st.dictionaries(st.text(), st.text()))
-def test_no_answer_whatsoever_breaks_the_table(status: int, body: bytes, headers: dict[str, str]) -> None:
-    outcome = wire.classify(wire.Reply(status, headers, body))
-    assert (outcome.kind == "answered") <= (outcome.body is not None)
-    assert outcome.problem is None or "\n" not in outcome.problem
-
-
-def test_a_server_that_forbids_a_retry_is_obeyed() -> None:
-    for status in (429, 500, 529):
-        assert wire.classify(wire.Reply(status, {"x-should-retry": "false"}, b"")).retryable is False
-    assert wire.classify(wire.Reply(400, {"x-should-retry": "true"}, openai("x"))).retryable is False
-
-
-def test_a_provider_cannot_write_a_second_line_into_a_log() -> None:
-    body = b'{"error": {"message": "a\\nERROR forged \\u001b[31m\\ud800 \\u2028"}}'
-    told = wire.classify(wire.Reply(400, {}, body)).problem
-    assert told is not None
-    assert told.isprintable()
-
-
-DATE = "Wed, 21 Oct 2026 07:28:00 GMT"
-AT = 1792567680.0
-
-
-@pytest.mark.parametrize(
-    ("headers", "wait"),
-    [  # F44
-        ({"retry-after": "2"}, 2.0),
-        ({"retry-after": "2.5"}, 2.5),
-        ({"retry-after": " 3 "}, 3.0),
-        ({"retry-after": "0"}, 0.0),
-        ({"retry-after": DATE}, 20.0),
-        ({"retry-after": "Wed, 21 Oct 2020 07:28:00 GMT"}, 0.0),
-        ({"retry-after": DATE, "date": "Wed, 21 Oct 2026 07:27:55 GMT"}, 5.0),
-        ({"retry-after": DATE, "date": "garbage"}, 20.0),
-        ({"retry-after": "-1"}, None),
-        ({"retry-after": "NaN"}, None),
-        ({"retry-after": "inf"}, None),
-        ({"retry-after": "1e309"}, None),
-        ({"retry-after": "1e300"}, 86_400.0),
-        ({"retry-after": "86400"}, 86_400.0),
-        ({"retry-after": "99999999"}, 86_400.0),
-        ({"retry-after": ""}, None),
-        ({"retry-after": "soon"}, None),
-        ({"retry-after": "Wed, 99 Oct 2026 07:28:00 GMT"}, None),
-        ({"retry-after": "2, 5"}, 5.0),  # two headers
-        ({"retry-after": "-1, 5"}, 5.0),
-        ({"retry-after-ms": "1500"}, 1.5),
-        ({"retry-after-ms": "1500", "retry-after": "7"}, 1.5),
-        ({"retry-after-ms": "x", "retry-after": "7"}, 7.0),
-        ({}, None),
-    ],
-)
-def test_retry_after_is_understood_in_all_its_forms(headers: dict[str, str], wait: float | None) -> None:
-    assert wire.retry_after(headers, AT - 20) == wait
-
-
-@given(value=st.text())
-def test_no_retry_after_breaks_anything(value: str) -> None:
-    wait = wire.retry_after({"retry-after": value, "retry-after-ms": value, "date": value}, 0.0)
-    assert wait is None or 0 <= wait <= 86_400
 
 
 # --- over sockets -----------------------------------------------------------------------------------------------------
@@ -410,6 +252,27 @@ async def test_a_compression_that_nobody_asked_for_is_undone(client: wire.Client
         assert server.requests[0].headers["accept-encoding"] == "identity"
     async with serve_openai([Reply(raw=OK, headers={"content-encoding": "gzip"})]) as server:
         assert (await wire.send(client, request(server.url))).kind == "unknown"
+
+
+async def test_a_stream_is_bounded_by_deadline_and_size_like_any_answer(client: wire.Client) -> None:  # F53, F58
+    stream = {"content-type": "text/event-stream"}
+    body = b'data: {"choices": []}\n\ndata: [DONE]\n\n'
+    async with serve_openai([Reply(raw=body, headers=stream)]) as server:
+        assert (await wire.send(client, request(server.url))).events == ({"choices": []}, "[DONE]")
+        outcome = await wire.send(client, request(server.url, limit=len(body) - 1))
+        assert (outcome.kind, outcome.problem) == ("unknown", f"the answer is larger than {len(body) - 1} bytes")
+    async with serve_openai([Reply(raw=body, headers=stream, drip=0.05)]) as server:
+        assert (await wire.send(client, request(server.url, timeout=0.2))).kind == "unknown"
+
+
+async def test_a_stream_cut_by_its_connection_is_unknown(client: wire.Client) -> None:
+    chunk = b'data: {"choices": []}\n\n'
+    body = b"%x\r\n%b\r\n" % (len(chunk), chunk)
+    headers = {"content-type": "text/event-stream", "transfer-encoding": "chunked"}
+    replies = [Reply(raw=body[:cut], headers=headers) for cut in range(len(body) + 1)]
+    async with serve_openai(replies) as server:
+        for _ in replies:
+            assert (await wire.send(client, request(server.url))).kind == "unknown"
 
 
 async def test_a_redirect_is_not_followed(client: wire.Client) -> None:
@@ -619,6 +482,25 @@ async def test_the_key_is_in_no_outcome_repr_or_log(client: wire.Client, caplog:
     assert [outcome.kind for outcome in outcomes] == ["rejected", "answered", "unknown", "not_sent"]
     shown = repr([asked, client, outcomes, [str(outcome.problem) for outcome in outcomes]]) + caplog.text
     assert "CANARY" not in shown
+
+
+async def test_a_key_in_a_header_that_came_back_is_taken_out_too() -> None:
+    echo = Reply(status=500, raw=b"{}", headers={"x-request-id": f"for {KEY}"})
+    async with serve_openai([echo]) as server:
+        client = wire.client(allow_internal=True)
+        outcome = await wire.send(client, request(server.url))
+        await client.close()
+    assert wire.request_id(outcome.headers, {}) == "for [key]"
+
+
+async def test_a_key_of_a_few_letters_does_not_spoil_the_answer() -> None:
+    body = b'{"said": "none of the keys"}'
+    async with serve_openai([Reply(raw=body)]) as server:
+        client = wire.client(allow_internal=True)
+        asked = wire.Request(f"{server.url}/chat/completions", {"authorization": "Bearer none"}, ASK, 5, "none")
+        outcome = await wire.send(client, asked)
+        await client.close()
+    assert outcome.body == {"said": "none of the keys"}
 
 
 async def test_a_client_of_ones_own_fits() -> None:

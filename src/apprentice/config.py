@@ -88,7 +88,8 @@ class Remote(_Section):
     """The most tokens of one answer; the worst case of a call is reserved for that many."""
     timeout: float = Field(default=60.0, gt=0)
     """Seconds for one attempt."""
-    temperature: float = Field(default=0.0, ge=0, le=2)
+    temperature: float | None = Field(default=0.0, ge=0, le=2)
+    """null sends none, as reasoning models require."""
     retries: int = Field(default=2, ge=0, le=10)
     """Further attempts after one that failed in a way that may pass."""
     concurrency: int = Field(default=16, ge=1)

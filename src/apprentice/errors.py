@@ -158,7 +158,7 @@ class InvalidAnswer(ModelError):
 
 
 class OutcomeUnknown(ModelError):
-    """The request left, and nobody knows what became of it; its worst case counts as spent."""
+    """The request left, and nobody knows what became of it; its worst case counts as spent, unless its usage was told."""
 
     retryable = True
 

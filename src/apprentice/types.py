@@ -71,6 +71,7 @@ class Answer(Value):
     usage: Usage | None = None  # None: the provider did not say
     cost: Micros = 0
     latency: Seconds = 0.0
+    provider_request_id: str = ""  # what the provider calls this call, for questions to its support
     finish: FinishState = "complete"
     confidence: float | None = Field(default=None, ge=0, le=1)
     problem: str | None = None  # why `output` is None

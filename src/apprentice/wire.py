@@ -5,8 +5,11 @@ What became of it is read off the status and the provider's error code, never of
 
     not_sent   no byte of the request left this machine (address, DNS, TCP, TLS, no free connection)
     rejected   the provider turned the request away before a model worked on it
-    answered   a JSON object came back with a 2xx status; its usage says what it cost
+    answered   a JSON object, or a stream of them, came back with a 2xx status; its usage says what it cost
     unknown    the request left, and nobody knows whether it was worked on and billed
+
+A stream of server-sent events is read whole, within the same deadline and size limit, and handed on event by event.
+Whether it came to its proper end only its format can say: that belongs to who reads it.
 
 Redirects are not followed, the environment's proxies and certificate files are ignored, TLS is always verified, and an
 internal address is never connected to unless that was allowed. The connection is made to the very address that was
@@ -20,11 +23,13 @@ import contextlib
 import ipaddress
 import json
 import math
+import re
 import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 from urllib.parse import urlsplit
@@ -36,6 +41,7 @@ from apprentice.errors import ConfigError
 from apprentice.types import Json, Seconds
 
 MAX_BODY = 16 * 2**20  # bytes of an answer after decompression; a structured answer is thousands of times smaller
+_SHORTEST_SECRET = 8
 _LONGEST_RETRY_AFTER: Seconds = 86_400.0
 # Servers close idle connections after five seconds and more (uvicorn: 5 s). Closing first avoids the race in which a
 # request is written to a connection that the server is closing: its outcome would be unknown, which counts as spent.
@@ -44,7 +50,10 @@ _IDLE: Seconds = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A POST of JSON. `timeout` is the total time until the last byte; `secret` is taken out of what comes back."""
+    """A POST of JSON. `timeout` is the total time until the last byte; `secret` is taken out of what comes back.
+
+    `free`: error statuses that this provider documents as not charged, beyond those that nobody charges for.
+    """
 
     url: str
     headers: Mapping[str, str] = field(repr=False)
@@ -52,6 +61,7 @@ class Request:
     timeout: Seconds
     secret: str = field(default="", repr=False)
     limit: int = MAX_BODY
+    free: frozenset[int] = frozenset()
 
 
 class Reply(NamedTuple):
@@ -88,7 +98,11 @@ type Kind = Literal["not_sent", "rejected", "answered", "unknown"]
 
 
 class Outcome(NamedTuple):
-    """What became of one attempt. `body`: the JSON object that came back, if one did. `problem`: what was wrong."""
+    """What became of one attempt. `body`: the JSON object that came back, if one did. `problem`: what was wrong.
+
+    `events`: the data of a stream's events up to the first that tells of a failure: JSON objects, and the text "[DONE]".
+    `no_money`: the account is empty or at its limit, so that waiting for minutes does not help.
+    """
 
     kind: Kind
     retryable: bool = False
@@ -97,6 +111,8 @@ class Outcome(NamedTuple):
     body: dict[str, Json] | None = None
     retry_after: Seconds | None = None
     problem: str | None = None
+    events: tuple[Json, ...] | None = None
+    no_money: bool = False
 
 
 async def send(client: Client, request: Request) -> Outcome:
@@ -117,35 +133,65 @@ async def send(client: Client, request: Request) -> Outcome:
     except OSError as error:
         # Only the kind of the failure is told: some libraries put addresses and headers into their messages.
         return Outcome("unknown" if left else "not_sent", True, problem=_told(error))
-    return classify(_without(reply, request.secret))
+    return classify(_without(reply, request.secret), request.free)
 
 
-def classify(reply: Reply) -> Outcome:
+def classify(reply: Reply, free: frozenset[int] = frozenset()) -> Outcome:
     """The outcome table: what a status and an error code say about money, and whether trying again may help.
 
-    Sources: the error pages of OpenAI, Anthropic and Google. A 5xx is `unknown` because no provider says that it is
-    free, except where the code says that the request was turned away for overload.
+    Sources: the error pages of OpenAI, Anthropic and Google. A 5xx is `unknown` because hardly a provider says that it
+    is free: except where `free` has its status, or the code says that the request was turned away for overload. A
+    failure told with a 2xx is `unknown`, too: the model may have worked until then.
     """
-    body = _json_object(reply.body)
     status = reply.status
-    codes = _codes(body)
     if 200 <= status < 300:
-        if body is None:
-            return Outcome("unknown", True, status, reply.headers, problem=f"{status} without a JSON object")
-        return Outcome("answered", False, status, reply.headers, body)
+        return _success(reply)
+    body = _json_object(reply.body) or _only_event(reply)
+    codes = _codes(_failure(body))
+    no_money = status == 402 or _money_is_gone(codes)
     kind: Kind = "rejected"
     if status in _TURNED_AWAY or 300 <= status < 400:
-        retryable = status in (429, 529) and not codes & _MONEY_IS_GONE
+        retryable = status in (429, 529) and not no_money
     elif status >= 500 and codes & _OVERLOADED:
         retryable = True
+    elif status in free and _is_provider_error(body):
+        retryable = status >= 500
     elif 400 <= status < 500 and status not in _AMBIGUOUS and _is_provider_error(body):
         retryable = False
     else:
         kind, retryable = "unknown", status in _AMBIGUOUS or (status >= 500 and status not in (501, 505))
-    if reply.headers.get("x-should-retry") == "false":
-        retryable = False
-    wait = retry_after(reply.headers, time.time())
-    return Outcome(kind, retryable, status, reply.headers, body, wait, _problem(status, codes, body))
+    retryable = retryable and not _forbids_retry(reply)
+    now = time.time()
+    wait = retry_after(reply.headers, now)
+    if wait is None and status == 429:
+        wait = _retry_delay(_failure(body))
+        wait = pause(reply.headers, now) or None if wait is None else wait
+    problem = _problem(status, codes, body)
+    return Outcome(kind, retryable, status, reply.headers, body, wait, problem, no_money=no_money)
+
+
+def _success(reply: Reply) -> Outcome:
+    status, headers = reply.status, reply.headers
+    told: tuple[Json, ...] | None = None
+    if _is_stream(reply):
+        told = _data(reply.body)
+        if told is None:
+            return Outcome("unknown", True, status, headers, problem=f"{status} with a stream that is not JSON")
+        failed = next((number for number, event in enumerate(told) if _failure(event)), None)
+        if failed is None:
+            return Outcome("answered", False, status, headers, events=told)
+        body: dict[str, Json] | None = told[failed]
+        told = told[: failed + 1]
+    else:
+        body = _json_object(reply.body)
+        if body is None:
+            return Outcome("unknown", True, status, headers, problem=f"{status} without a JSON object")
+        if not _failure(body):
+            return Outcome("answered", False, status, headers, body)
+    codes = _codes(_failure(body))
+    no_money = _money_is_gone(codes)
+    retryable = not no_money and not _forbids_retry(reply)
+    return Outcome("unknown", retryable, status, headers, body, None, _problem(status, codes, body), told, no_money)
 
 
 # Statuses that whoever answers (the provider, its content network, a gateway) gives before a model is asked.
@@ -164,8 +210,49 @@ _MONEY_IS_GONE = frozenset(
         "enforced_spend_limit_reached",
         "billing_error",
         "billing_hard_limit_reached",
+        "BILLING_DISABLED",
     }
 )
+
+
+class Event(NamedTuple):
+    """One server-sent event. Its `name` is "message" where the server gives none."""
+
+    name: str
+    data: str
+
+
+def events(body: bytes) -> list[Event]:
+    """The events of a whole stream, in order. WHATWG HTML, section 9.2 "Server-sent events".
+
+    An event counts once the empty line after it is there, so that a stream which was cut never ends with half an event.
+    Events without data, comments and unknown fields are left out. Raises ValueError for bytes that are not UTF-8.
+
+    >>> events(b": hello\\n\\nevent: delta\\ndata: 1\\ndata: 2\\n\\ndata: cut")
+    [Event(name='delta', data='1\\n2')]
+    """
+    text = body.decode("utf-8-sig")
+    if text.endswith("\r") and "\r\n" in text:
+        text = text[:-1]  # half of a line's end
+    found: list[Event] = []
+    data: list[str] = []
+    name, start = "", 0
+    for end in _LINE_END.finditer(text):  # what comes after the last one is half a line
+        line, start = text[start : end.start()], end.end()
+        field_name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if not line:
+            if data:
+                found.append(Event(name or "message", "\n".join(data)))
+            name, data = "", []
+        elif field_name == "data":
+            data.append(value)
+        elif field_name == "event":
+            name = value
+    return found
+
+
+_LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 def retry_after(headers: Mapping[str, str], now: Seconds) -> Seconds | None:
@@ -186,6 +273,53 @@ def retry_after(headers: Mapping[str, str], now: Seconds) -> Seconds | None:
         server_now = _moment(headers.get("date"))
         seconds = [max(0.0, moment - (now if server_now is None else server_now))]
     return min(max(seconds), _LONGEST_RETRY_AFTER) if seconds else None
+
+
+def pause(headers: Mapping[str, str], now: Seconds, *, tokens: int = 1) -> Seconds:
+    """How many seconds to wait before the next call, 0 to 86,400, so that the provider does not turn it away.
+
+    Read off what an answer says is left of the limits on requests and tokens: where less is left than one request or
+    `tokens` tokens, it is the time until that limit is filled up again, the longest of all limits. What is missing or
+    unreadable asks for no wait. `x-ratelimit-remaining-*` and `-reset-*` (durations such as 6m0s) are OpenAI's and many
+    others', `anthropic-ratelimit-*-remaining` and `-reset` (RFC 3339) Anthropic's.
+
+    >>> pause({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1m2.5s"}, now=0)
+    62.5
+    """
+    server_now = _moment(headers.get("date"))
+    longest = 0.0
+    for limit in _LIMITS:
+        left, reset = headers.get(limit.remaining), headers.get(limit.reset)
+        if left is None or reset is None:
+            continue
+        if min(_numbers(left), default=math.inf) < (tokens if limit.of_tokens else 1):
+            longest = max(longest, _until(reset, now if server_now is None else server_now))
+    return min(longest, _LONGEST_RETRY_AFTER)
+
+
+class _Limit(NamedTuple):
+    remaining: str
+    reset: str
+    of_tokens: bool
+
+
+_LIMITS = (
+    *(
+        _Limit(f"x-ratelimit-remaining-{of}", f"x-ratelimit-reset-{of}", of == "tokens")
+        for of in ("requests", "tokens")
+    ),
+    *(
+        _Limit(f"anthropic-ratelimit-{of}-remaining", f"anthropic-ratelimit-{of}-reset", of != "requests")
+        for of in ("requests", "tokens", "input-tokens", "output-tokens")
+    ),
+)
+
+
+def request_id(headers: Mapping[str, str], body: Mapping[str, Json] | None) -> str:
+    """The provider's own name for an attempt, by which its support finds it; empty where it gave none."""
+    found = [headers.get(name) for name in ("x-request-id", "request-id", "x-goog-request-id", "apim-request-id")]
+    found += [(body or {}).get(name) for name in ("request_id", "id", "responseId")]
+    return next((_line(name, 100) for name in found if name and isinstance(name, str)), "")
 
 
 def check_url(url: str, *, allow_internal: bool) -> str:
@@ -343,10 +477,14 @@ def _told(error: OSError) -> str:
 
 
 def _without(reply: Reply, secret: str) -> Reply:
-    """The reply without the key, which some servers repeat in their error messages."""
-    if not secret or (needle := secret.encode()) not in reply.body:
+    """The reply without the key, which some servers repeat in their error messages.
+
+    A key of a few letters, as servers of one's own have it, is no secret: taking it out would spoil words of the answer.
+    """
+    if len(secret) < _SHORTEST_SECRET:
         return reply
-    return reply._replace(body=reply.body.replace(needle, b"[key]"))
+    headers = {name: value.replace(secret, "[key]") for name, value in reply.headers.items()}
+    return Reply(reply.status, headers, reply.body.replace(secret.encode(), b"[key]"))
 
 
 def _json_object(body: bytes) -> dict[str, Json] | None:
@@ -354,7 +492,42 @@ def _json_object(body: bytes) -> dict[str, Json] | None:
         value = json.loads(body, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         return None
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict) and "error" in value[0]:
+        value = value[0]  # so does Google where it speaks OpenAI's format
     return value if isinstance(value, dict) else None
+
+
+def _is_stream(reply: Reply) -> bool:
+    return reply.headers.get("content-type", "").lower().startswith("text/event-stream")
+
+
+def _data(body: bytes) -> tuple[Json, ...] | None:
+    """The data of a stream's events, or None when one of them is no JSON object and not OpenAI's mark of the end."""
+    try:
+        told = [event.data for event in events(body) if event.data.strip()]
+    except ValueError:
+        return None
+    read = [data if data == "[DONE]" else _json_object(data.encode()) for data in told]
+    return None if None in read else tuple(read)
+
+
+def _only_event(reply: Reply) -> dict[str, Json] | None:
+    """The error of a server that sends also its errors as a stream."""
+    told = _data(reply.body) if _is_stream(reply) else None
+    return told[0] if told and isinstance(told[0], dict) else None
+
+
+def _failure(body: Json) -> Json:
+    """What a body or an event tells about a failure, as an object or a text; None when it tells of none."""
+    if not isinstance(body, dict):
+        return None
+    response = body.get("response")
+    within = response.get("error") if isinstance(response, dict) else None
+    return body.get("error") or within or (body if body.get("type") == "error" else None)
+
+
+def _forbids_retry(reply: Reply) -> bool:
+    return reply.headers.get("x-should-retry") == "false"
 
 
 def _no_constant(name: str) -> Json:
@@ -365,23 +538,71 @@ def _is_provider_error(body: dict[str, Json] | None) -> bool:
     return body is not None and bool(body.get("error") or body.get("detail") or body.get("message"))
 
 
-def _codes(body: dict[str, Json] | None) -> frozenset[str]:
-    """Where providers put a code: OpenAI's type and code, Anthropic's type and details, Google's status."""
-    error = body.get("error") if body else None
+def _codes(error: Json) -> frozenset[str]:
+    """Where providers put a code: OpenAI's type and code, Anthropic's type and details, Google's status and details."""
     if not isinstance(error, dict):
         return frozenset()
-    details = error.get("details")
     found = [error.get("type"), error.get("code"), error.get("status")]
-    found.append(details.get("error_code") if isinstance(details, dict) else None)
+    for detail in _details(error):
+        found += [detail.get("error_code"), detail.get("reason")]
+        violations = detail.get("violations")
+        found += [v.get("quotaId") for v in violations if isinstance(v, dict)] if isinstance(violations, list) else []
     return frozenset(code for code in found if isinstance(code, str))
 
 
+def _details(error: Json) -> list[dict[str, Json]]:
+    """Anthropic has one object of details, Google a list of them."""
+    details = error.get("details") if isinstance(error, dict) else None
+    return [detail for detail in (details if isinstance(details, list) else [details]) if isinstance(detail, dict)]
+
+
+def _money_is_gone(codes: frozenset[str]) -> bool:
+    """Google names the quota of a day by an id such as GenerateRequestsPerDayPerProjectPerModel."""
+    return bool(codes & _MONEY_IS_GONE) or any("PerDay" in code for code in codes)
+
+
+def _retry_delay(error: Json) -> Seconds | None:
+    """Google's RetryInfo, such as "34.5s"."""
+    waits = [_duration(detail["retryDelay"]) for detail in _details(error) if isinstance(detail.get("retryDelay"), str)]
+    return next((min(wait, _LONGEST_RETRY_AFTER) for wait in waits if wait is not None), None)
+
+
 def _problem(status: int, codes: frozenset[str], body: dict[str, Json] | None) -> str:
-    error = (body or {}).get("error") or body or {}
+    error = _failure(body) or body or {}
     message = error.get("message") or error.get("detail") if isinstance(error, dict) else error
-    told = " ".join([str(status), *sorted(codes)]) + (f": {message}" if isinstance(message, str) else "")
-    # One line of printable characters: a provider must not be able to write a second line into a log.
-    return "".join(character if character.isprintable() else " " for character in told)[:400]
+    return _line(" ".join([str(status), *sorted(codes)]) + (f": {message}" if isinstance(message, str) else ""), 400)
+
+
+def _line(text: str, longest: int) -> str:
+    """One line of printable characters: a provider must not be able to write a second line into a log."""
+    return "".join(character if character.isprintable() else " " for character in text[:longest])
+
+
+def _until(reset: str, now: Seconds) -> Seconds:
+    """Seconds until a moment or for a duration; 0 for what is over, and for what is neither."""
+    if (wait := _duration(reset)) is not None:
+        return wait
+    seconds = [number for number in _numbers(reset) if number <= _LONGEST_RETRY_AFTER]  # beyond, it is no duration
+    if seconds:
+        return max(seconds)
+    try:
+        moment = datetime.fromisoformat(reset.strip())
+        return max(0.0, moment.timestamp() - now) if moment.tzinfo is not None else 0.0
+    except (ValueError, OverflowError):
+        return 0.0
+
+
+def _duration(text: str) -> Seconds | None:
+    """Seconds of a duration as Go writes it (1h2m3.5s, 20ms), or None."""
+    text = text.strip()
+    if len(text) > 100 or not _DURATION.fullmatch(text):
+        return None
+    return math.fsum(float(number) * _UNITS[unit] for number, unit in _DURATION_PART.findall(text))
+
+
+_UNITS = {"d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?)(ms|us|µs|ns|d|h|m|s)")
+_DURATION = re.compile(f"(?:{_DURATION_PART.pattern})+")
 
 
 def _numbers(value: str) -> list[float]:

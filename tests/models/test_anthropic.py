@@ -17,13 +17,13 @@ from apprentice.types import Answer, Json, Task
 class Caught:
     """A client that keeps the request and answers with one message."""
 
-    def __init__(self, answer: dict[str, Json]) -> None:
+    def __init__(self, answer: dict[str, Json] | bytes) -> None:
         self.request: wire.Request | None = None
-        self._answer = answer
+        self._answer = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
 
     async def exchange(self, request: wire.Request, leaving: Callable[[], None]) -> wire.Reply:
         self.request = request
-        return wire.Reply(200, {}, json.dumps(self._answer).encode())
+        return wire.Reply(200, {}, self._answer)
 
     async def close(self) -> None:
         return None
@@ -38,7 +38,7 @@ def message(*blocks: Json, stop: str = "tool_use", **usage: Json) -> dict[str, J
     return {"type": "message", "model": "m-1", "content": list(blocks), "stop_reason": stop, "usage": counted}
 
 
-async def answered(answer: dict[str, Json], task: Task = TASK) -> Answer:
+async def answered(answer: dict[str, Json] | bytes, task: Task = TASK) -> Answer:
     model = plugins.build("models", "anthropic", model="m", client=Caught(answer))
     found: Answer = await model.answer(task, {"text": "x"})
     return found
@@ -113,6 +113,13 @@ async def test_the_answer_is_the_input_of_the_tool(answer: dict[str, Json], outp
     assert (found.problem is None) == (output is not None)
 
 
+async def test_a_number_beyond_all_floats_is_no_json_and_flagged() -> None:  # F62
+    whole = json.dumps(message(call({"label": "huge"}))).encode().replace(b'"huge"', b"1e999")
+    found = await answered(whole)
+    assert (found.output, found.problem) == (None, "the answer is not JSON")
+    assert found.usage is not None
+
+
 async def test_what_is_no_object_is_wrapped_and_unwrapped_again() -> None:
     task = TASK.model_copy(update={"output_schema": {"type": "string"}, "examples": ()})
     assert (await answered(message(call({"value": "ham"})), task)).output == "ham"
@@ -124,7 +131,7 @@ async def test_a_cut_answer_is_no_output(stop: str) -> None:
     assert (found.output, found.finish) == (None, "truncated")
 
 
-async def test_a_refusal_carries_its_bill() -> None:
+async def test_a_refusal_carries_its_bill() -> None:  # F54
     with pytest.raises(ModelRefused) as caught:
         await answered(message({"type": "text", "text": "No."}, stop="refusal"))
     assert (caught.value.outcome, caught.value.text, caught.value.usage.input_tokens) == ("answered", "No.", 10)

@@ -13,8 +13,8 @@ import pytest
 
 import apprentice.models
 from apprentice import plugins
-from apprentice.testing.models import CHECKS, REMOTE_CHECKS, TASK, Build, Case, RemoteCase, Serve
-from apprentice.testing.servers import asked, serve_anthropic, serve_openai
+from apprentice.testing.models import CHECKS, REMOTE_CHECKS, STREAM_CHECKS, TASK, Build, Case, RemoteCase, Serve
+from apprentice.testing.servers import asked, serve_anthropic, serve_google, serve_openai, serve_responses
 from apprentice.types import Example, Json, Model
 
 FILES = sorted(module.name for module in pkgutil.iter_modules(apprentice.models.__path__))
@@ -25,7 +25,7 @@ PAIRS: list[tuple[Json, Json]] = [
 ]
 
 
-def built(name: str) -> Build:
+def built(name: str, **settings: Json) -> Build:
     def build(*, base_url: str, api_key: str, max_tokens: int = 1024, timeout: float = 10) -> Model:
         model: Model = plugins.build(
             "models",
@@ -36,6 +36,7 @@ def built(name: str) -> Build:
             max_tokens=max_tokens,
             timeout=timeout,
             allow_internal=True,
+            **settings,
         )
         return model
 
@@ -46,11 +47,11 @@ def by_text(body: dict[str, Json]) -> Json:
     return next((output for given, output in PAIRS if given == asked(body)), {"label": "odd"})
 
 
-def behind(name: str, serve: Callable[..., Any]) -> Callable[[Path], AbstractAsyncContextManager[Case]]:
+def behind(build: Build, serve: Callable[..., Any]) -> Callable[[Path], AbstractAsyncContextManager[Case]]:
     @contextlib.asynccontextmanager
     async def case(_: Path) -> AsyncIterator[Case]:
         async with serve(by_text) as server:
-            yield Case(built(name)(base_url=server.url, api_key="k"), TASK, PAIRS)
+            yield Case(build(base_url=server.url, api_key="k"), TASK, PAIRS)
 
     return case
 
@@ -69,20 +70,44 @@ async def embedded(folder: Path) -> AsyncIterator[Case]:
     yield Case(plugins.build("models", "embedded", checkpoint=str(checkpoint.path)), TASK, PAIRS)
 
 
-SERVERS: dict[str, Serve] = {"openai": serve_openai, "anthropic": serve_anthropic}
-CASES = {name: behind(name, serve) for name, serve in SERVERS.items()} | {"recorded": recorded, "embedded": embedded}
+WIRES: dict[str, tuple[Build, Serve]] = {
+    "openai": (built("openai"), serve_openai),
+    "openai responses": (built("openai", api="responses"), serve_responses),
+    "anthropic": (built("anthropic"), serve_anthropic),
+    "google": (built("google"), serve_google),
+}
+STREAMS: dict[str, tuple[Build, Serve]] = {
+    "openai": (built("openai", stream=True), serve_openai),
+    "openai responses": (built("openai", api="responses", stream=True), serve_responses),
+    "anthropic": (built("anthropic", stream=True), serve_anthropic),
+    "google": (built("google", stream=True), serve_google),
+}
+CASES = (
+    {name: behind(*wire) for name, wire in WIRES.items()}
+    | {f"{name} stream": behind(*wire) for name, wire in STREAMS.items()}
+    | {"recorded": recorded, "embedded": embedded}
+)
+
+
+def test_every_file_is_held_to_the_contract() -> None:
+    assert set(CASES) >= set(FILES), "a new file needs an entry in CASES that builds it without a key and a network"
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", CASES)
 async def test_a_model_keeps_its_contract(name: str, check: Callable[[Case], Any], tmp_path: Path) -> None:
-    assert name in CASES, f"models/{name}.py needs an entry in CASES that builds it without a key and without a network"
     async with CASES[name](tmp_path) as case:
         await check(case)
         await case.model.close()
 
 
 @pytest.mark.parametrize("check", REMOTE_CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize("name", WIRES)
 async def test_a_provider_tells_the_truth(name: str, check: Callable[[RemoteCase], Any]) -> None:
-    await check(RemoteCase(built(name), SERVERS[name]))
+    await check(RemoteCase(*WIRES[name]))
+
+
+@pytest.mark.parametrize("check", STREAM_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", STREAMS)
+async def test_a_provider_tells_the_truth_in_a_stream(name: str, check: Callable[[RemoteCase], Any]) -> None:  # F48
+    await check(RemoteCase(*STREAMS[name]))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apprentice import plugins, wire
-from apprentice.errors import ConfigError, ModelError, ModelRefused
+from apprentice.errors import ConfigError, ModelRefused, ModelUnavailable, OutcomeUnknown, OutOfMoney
 from apprentice.models import as_json, parse, shape
 from apprentice.models.openai import is_strict
 from apprentice.testing.models import TASK
@@ -238,7 +238,7 @@ def test_every_value_survives_its_json(value: Json) -> None:
     [
         {}, {"choices": []}, {"choices": None}, {"choices": "x"}, {"choices": [None]}, {"choices": [{}]},
         {"choices": [{"message": None}]}, {"choices": [{"message": {"content": None}}]},
-        {"choices": [{"message": {"content": [{"type": "text"}]}}]}, {"error": {"message": "in a 200"}},
+        {"choices": [{"message": {"content": [{"type": "text"}]}}]},
         {"choices": [{"message": {"content": 5}}], "model": 7},
     ],
 )  # fmt: skip
@@ -248,9 +248,23 @@ async def test_an_answer_of_another_shape_has_no_output_and_no_usage(answer: dic
     assert found.problem
 
 
+async def test_an_error_with_a_status_of_success_is_told_as_one() -> None:
+    table = (("server_error", OutcomeUnknown, True), ("insufficient_quota", OutOfMoney, False))
+    for code, kind, retryable in table:
+        with pytest.raises(kind, match="in a 200") as caught:
+            await answered(error={"message": "in a 200", "code": code})
+        assert (caught.value.outcome, caught.value.retryable) == ("unknown", retryable)
+
+
 async def test_a_cut_answer_is_no_output_even_if_it_is_json() -> None:
-    answer = await answered(**said('{"label": "ham"}', "length"))
-    assert (answer.output, answer.finish) == (None, "truncated")
+    for reason in ("length", "model_length", "insufficient_system_resource", "abort", "error"):
+        answer = await answered(**said('{"label": "ham"}', reason))
+        assert (answer.output, answer.finish) == (None, "truncated")
+        assert "cut off" in str(answer.problem)
+
+
+async def test_the_model_that_served_is_the_one_that_the_server_names() -> None:  # F55
+    assert (await answered(**said("{}"))).model == "m-1"
 
 
 @pytest.mark.parametrize(
@@ -261,7 +275,7 @@ async def test_a_cut_answer_is_no_output_even_if_it_is_json() -> None:
         ({"content": None}, "content_filter", ""),
     ],
 )
-async def test_a_refusal_and_a_filter_carry_their_bill(message: dict[str, Json], reason: str, text: str) -> None:
+async def test_a_refusal_and_a_filter_carry_their_bill(message: dict[str, Json], reason: str, text: str) -> None:  # F54
     answer = said("") | {"choices": [{"message": message, "finish_reason": reason}]}
     with pytest.raises(ModelRefused) as caught:
         await answered(**answer)
@@ -298,11 +312,12 @@ def test_strict_is_asked_for_only_where_openai_allows_it(schema: Json, strict: b
     assert is_strict(schema) is strict
 
 
-async def test_money_that_is_gone_is_not_retried_and_a_rate_limit_is() -> None:
-    for code, retryable in (("insufficient_quota", False), ("rate_limit_exceeded", True)):
+async def test_money_that_is_gone_is_not_retried_and_a_rate_limit_is() -> None:  # F45, F46
+    table = (("insufficient_quota", OutOfMoney, False), ("rate_limit_exceeded", ModelUnavailable, True))
+    for code, kind, retryable in table:
         async with serve_openai([Reply(status=429, code=code)]) as server:
             model = plugins.build("models", "openai", model="m", base_url=server.url, allow_internal=True)
-            with pytest.raises(ModelError, match=code) as caught:
+            with pytest.raises(kind, match=code) as caught:
                 await model.answer(TASK, {"text": "x"})
             await model.close()
         assert caught.value.retryable is retryable

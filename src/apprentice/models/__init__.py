@@ -1,21 +1,33 @@
 """What every provider shares: how a task becomes a prompt, and how an answer becomes JSON.
 
 A model plugin is one file with `build(**settings)`. It makes one attempt a call; retries, money and the validation
-against the task's schema belong to whoever calls it.
+against the task's schema belong to whoever calls it. A provider's file says where it is asked (Endpoint) and how it
+speaks (Dialect); Hosted makes a model of the two, the same one whether the answer comes whole or as a stream.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import SecretStr
 
 from apprentice import wire
-from apprentice.errors import ConfigError, InvalidInput, ModelError, ModelRejected, ModelUnavailable, OutcomeUnknown
+from apprentice.errors import (
+    Became,
+    ConfigError,
+    InvalidInput,
+    ModelError,
+    ModelRefused,
+    ModelRejected,
+    ModelUnavailable,
+    OutcomeUnknown,
+    OutOfMoney,
+)
 from apprentice.types import Answer, FinishState, Json, Seconds, Task, Usage
 
 FORM = "Answer with one JSON value that fits the given schema, and with nothing else."
@@ -24,8 +36,9 @@ FORM = "Answer with one JSON value that fits the given schema, and with nothing 
 class Endpoint:
     """Where a provider is asked, and with which key. No repr, error or log shows the key.
 
-    `header` and `scheme` say how the key travels: `{header: scheme + key}`. Raises ConfigError for an address that a
-    key must not be sent to and for a key that no header can carry.
+    `header` and `scheme` say how the key travels: `{header: scheme + key}`. `free`: error statuses that the provider
+    documents as not charged. Raises ConfigError for an address that a key must not be sent to and for a key that no
+    header can carry.
     """
 
     def __init__(
@@ -38,6 +51,7 @@ class Endpoint:
         header: str,
         scheme: str = "",
         headers: Mapping[str, str] | None = None,
+        free: frozenset[int] = frozenset(),
         timeout: Seconds,
         client: wire.Client | None,
         allow_internal: bool,
@@ -50,24 +64,132 @@ class Endpoint:
         self._header = header
         self._scheme = scheme
         self._headers = {"content-type": "application/json", **(headers or {})}
+        self._free = free
         self._timeout = timeout
         self._client = client or wire.client(allow_internal=allow_internal)
         self._owned = client is None
 
-    async def ask(self, body: bytes) -> tuple[dict[str, Json], Seconds]:
-        """What the provider answered to one attempt, and how long it took. Raises ModelError for anything else."""
+    async def ask(self, body: bytes) -> wire.Outcome:
+        """What became of one attempt."""
         key = self._key.get_secret_value()
         headers = self._headers | ({self._header: self._scheme + key} if key else {})
-        started = time.monotonic()
-        outcome = await wire.send(self._client, wire.Request(self._url, headers, body, self._timeout, key))
-        if outcome.kind != "answered" or outcome.body is None:
-            raise failed(outcome, self.name)
-        return outcome.body, time.monotonic() - started
+        asked = wire.Request(self._url, headers, body, self._timeout, key, free=self._free)
+        return await wire.send(self._client, asked)
 
     async def close(self) -> None:
         """Close the connections; those of a client that was handed in are its owner's."""
         if self._owned:
             await self._client.close()
+
+
+class Reading(NamedTuple):
+    """What an answer says, in our words. `refusal`: why there is none. `problem`: why its text is not to be trusted."""
+
+    text: str = ""
+    model: str = ""
+    usage: Usage | None = None
+    finish: FinishState = "complete"
+    refusal: str | None = None
+    problem: str | None = None
+
+
+class Dialect(Protocol):
+    """How one provider speaks: three translations without side effects. Whatever came back, reading it raises nothing."""
+
+    def body(self, task: Task, input: Json) -> dict[str, Json]:
+        """The request. Raises InvalidInput for what JSON cannot say."""
+        ...
+
+    def read(self, body: dict[str, Json]) -> Reading:
+        """What a whole answer says."""
+        ...
+
+    def join(self, events: Sequence[Json]) -> tuple[dict[str, Json], bool]:
+        """The body that the same answer has without streaming, and whether the stream came to its proper end.
+
+        Of a stream that did not, the body has what was said until then, and a usage only where it is the final one.
+        """
+        ...
+
+
+class Hosted:
+    """A model behind somebody else's wire. One attempt a call; `max_tokens` and `request_bytes` bound what it can cost."""
+
+    def __init__(self, endpoint: Endpoint, dialect: Dialect, *, model: str, max_tokens: int, added: int = 0) -> None:
+        """`added`: the most tokens that the provider puts before a request of its own accord, and bills."""
+        self.model = model
+        self.max_tokens = max_tokens
+        self._endpoint = endpoint
+        self._dialect = dialect
+        self._added = added
+        self._ready_at: Seconds = 0.0
+
+    def request_bytes(self, task: Task, input: Json) -> int:
+        """Never fewer than the tokens billed for a request: no tokenizer makes more tokens than there are bytes."""
+        return len(self._request(task, input)) + self._added
+
+    def pause(self) -> Seconds:
+        """Seconds to wait before the next call, 0 or more, by what the last answer said of the provider's limits."""
+        return max(0.0, self._ready_at - time.monotonic())
+
+    async def answer(self, task: Task, input: Json) -> Answer:
+        """The model's answer. Raises ModelError (ModelRefused with its usage) when there is none."""
+        request = self._request(task, input)
+        started = time.monotonic()
+        outcome = await self._endpoint.ask(request)
+        ended = time.monotonic()
+        if outcome.status is not None:
+            told = outcome.retry_after  # what it asks for itself counts more than what its limits let us think
+            pause = wire.pause(outcome.headers, time.time(), tokens=self.max_tokens) if told is None else told
+            self._ready_at = ended + pause
+        return self._understood(task, outcome, ended - started)
+
+    async def close(self) -> None:
+        await self._endpoint.close()
+
+    def _request(self, task: Task, input: Json) -> bytes:
+        return as_json(self._dialect.body(task, input)).encode()
+
+    def _understood(self, task: Task, outcome: wire.Outcome, latency: Seconds) -> Answer:
+        body, ended = outcome.body or {}, True
+        if outcome.events is not None:
+            body, ended = self._dialect.join(outcome.events)
+        number = wire.request_id(outcome.headers, body)
+        name = self._endpoint.name + (f" (request {number})" if number else "")
+        if not 200 <= (outcome.status or 0) < 300:
+            raise failed(outcome, name)
+        reading = self._dialect.read(body)
+        if outcome.kind == "answered" and not ended:
+            # Its usage may be told already, but whoever cut the stream may have cut more: the worst case counts.
+            reading = reading._replace(usage=None)
+            outcome = outcome._replace(kind="unknown", retryable=True, problem="the stream ended before the answer did")
+        if outcome.kind != "answered":
+            raise failed(outcome, name, reading)
+        if reading.refusal is not None:
+            raise ModelRefused(
+                f"{name}: {reading.refusal}",
+                outcome="answered" if reading.usage else "answered_no_usage",
+                usage=reading.usage,
+                text=readable(reading.text),
+            )
+        value, problem = parse(reading.text)
+        value = shape(task.output_schema).unwrap(value)
+        if reading.problem is not None:
+            value, problem = None, reading.problem
+        elif reading.finish == "truncated":  # half an answer may still be valid JSON
+            value, problem = None, "the answer was cut off at max_tokens"
+        elif value is None and problem is None:
+            problem = "the answer is null"
+        return Answer(
+            output=value,
+            text=readable(reading.text),
+            model=readable(reading.model) or self.model,
+            usage=reading.usage,
+            provider_request_id=readable(number),
+            finish=reading.finish,
+            latency=latency,
+            problem=problem,
+        )
 
 
 class Turn(NamedTuple):
@@ -149,7 +271,7 @@ def parse(text: str) -> tuple[Json, str | None]:
     """
     inside = _FENCE.fullmatch(text)
     try:
-        value = json.loads(inside[1] if inside else text, parse_constant=_no_constant)
+        value = json.loads(inside[1] if inside else text, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError):
         return None, "the answer is empty" if not text.strip() else "the answer is not JSON"
     return checked(value, text)
@@ -167,34 +289,22 @@ def readable(text: Json) -> str:
     return text.encode(errors="replace").decode() if isinstance(text, str) else ""
 
 
-def settle(
-    text: str,
-    value: Json,
-    problem: str | None,
-    *,
-    finish: FinishState,
-    usage: Usage | None,
-    model: str,
-    latency: Seconds,
-) -> Answer:
-    """The Answer: without an output when the model was cut off, because half an answer may still be valid JSON."""
-    if finish == "truncated":
-        value, problem = None, "the answer was cut off at max_tokens"
-    elif value is None and problem is None:
-        problem = "the answer is null"
-    return Answer(
-        output=value, text=readable(text), model=model, usage=usage, finish=finish, latency=latency, problem=problem
-    )
+def failed(outcome: wire.Outcome, name: str, reading: Reading = Reading()) -> ModelError:  # noqa: B008 - immutable
+    """The error for an attempt that brought no answer; it carries what became of the attempt and of the money.
 
-
-def failed(outcome: wire.Outcome, name: str) -> ModelError:
-    """The error for an attempt that brought no answer; it carries what became of the attempt and of the money."""
+    `reading`: what was said, and billed, until it failed.
+    """
     problem = f"{name}: {outcome.problem}"
-    if outcome.kind == "unknown":
-        return OutcomeUnknown(problem, outcome="unknown", retry_after=outcome.retry_after, retryable=outcome.retryable)
-    kind = ModelUnavailable if outcome.retryable else ModelRejected
-    return kind(
-        problem, outcome="not_sent" if outcome.kind == "not_sent" else "rejected", retry_after=outcome.retry_after
+    unknown = outcome.kind not in ("not_sent", "rejected")
+    kind: type[ModelError] = OutcomeUnknown if unknown else ModelUnavailable if outcome.retryable else ModelRejected
+    became: Became = "not_sent" if outcome.kind == "not_sent" else "rejected"
+    return (OutOfMoney if outcome.no_money else kind)(
+        problem,
+        outcome=("answered" if reading.usage else "unknown") if unknown else became,
+        retry_after=outcome.retry_after,
+        usage=reading.usage,
+        text=readable(reading.text),
+        retryable=outcome.retryable,
     )
 
 
@@ -210,6 +320,21 @@ def usage_of(found: Json, read: Callable[[dict[str, Any]], dict[str, Any]]) -> U
     return usage if possible else None
 
 
+def mapping(value: Json) -> dict[str, Json]:
+    """The value if it is an object, else an empty one: what came over a wire may have any shape."""
+    return value if isinstance(value, dict) else {}
+
+
+def mappings(value: Json) -> list[dict[str, Json]]:
+    """The objects of a list, without what is none."""
+    return [part for part in value if isinstance(part, dict)] if isinstance(value, list | tuple) else []
+
+
+def text_of(value: Json) -> str:
+    """The value if it is a text, else an empty one."""
+    return value if isinstance(value, str) else ""
+
+
 def name_of(task: Task) -> str:
     """The task's name in the letters that providers allow for a schema or a tool."""
     return re.sub(r"[^a-zA-Z0-9_-]", "_", task.name)[:64] or "answer"
@@ -221,6 +346,13 @@ _FENCE = re.compile(r"\s*```(?:json|JSON)?\s*\n(.*?)\n?\s*```\s*", re.DOTALL)
 
 def _no_constant(name: str) -> Json:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"{digits} is beyond every float, and JSON could not say what it becomes")
+    return number
 
 
 def _is_utf8(text: str) -> bool:

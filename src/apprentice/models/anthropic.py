@@ -5,24 +5,27 @@ Source: https://docs.anthropic.com/en/api/messages and …/docs/build-with-claud
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from apprentice import wire
-from apprentice.errors import ModelRefused
+from apprentice.errors import InvalidInput
 from apprentice.models import (
     Endpoint,
+    Hosted,
+    Reading,
     as_json,
-    checked,
+    mapping,
+    mappings,
     name_of,
     parse,
-    readable,
-    settle,
     shape,
     system,
+    text_of,
     turns,
     usage_of,
 )
-from apprentice.types import Answer, FinishState, Json, Seconds, Task
+from apprentice.types import Json, Task
 
 _OWN = "https://api.anthropic.com"
 _VERSION = "2023-06-01"
@@ -38,13 +41,15 @@ def build(
     max_tokens: int = 1024,
     timeout: float = 60,
     temperature: float | None = 0,
+    stream: bool = False,
     client: wire.Client | None = None,
     allow_internal: bool = False,
-) -> Anthropic:
+) -> Hosted:
     """A model behind Anthropic's messages.
 
-    `timeout`: seconds for the whole call. `temperature: null` sends none. `base_url` ends before `/v1/messages`. Raises
-    ConfigError for an address that a key must not be sent to.
+    `timeout`: seconds for the whole call. `temperature: null` sends none. `stream: true` has the answer sent piece by
+    piece; it is still given whole. `base_url` ends before `/v1/messages`. Raises ConfigError for an address that a key
+    must not be sent to.
     """
     endpoint = Endpoint(
         f"anthropic/{model}",
@@ -57,31 +62,19 @@ def build(
         client=client,
         allow_internal=allow_internal,
     )
-    return Anthropic(endpoint, model, max_tokens, {} if temperature is None else {"temperature": temperature})
+    settings: dict[str, Json] = {"model": model, "max_tokens": max_tokens}
+    if temperature is not None:
+        settings["temperature"] = temperature
+    if stream:
+        settings["stream"] = True
+    return Hosted(endpoint, _Messages(settings), model=model, max_tokens=max_tokens, added=_TOOL_PROMPT)
 
 
-class Anthropic:
-    """One attempt a call. `max_tokens` and `request_bytes` bound what it can cost."""
-
-    def __init__(self, endpoint: Endpoint, model: str, max_tokens: int, settings: dict[str, Json]) -> None:
-        self.model = model
-        self.max_tokens = max_tokens
-        self._endpoint = endpoint
+class _Messages:
+    def __init__(self, settings: dict[str, Json]) -> None:
         self._settings = settings
 
-    def request_bytes(self, task: Task, input: Json) -> int:
-        """Size of the serialised request and of the provider's own prompt: never fewer than the tokens billed."""
-        return len(self._body(task, input)) + _TOOL_PROMPT
-
-    async def answer(self, task: Task, input: Json) -> Answer:
-        """The model's answer. Raises ModelError (ModelRefused with its usage) when there is none."""
-        body, latency = await self._endpoint.ask(self._body(task, input))
-        return self._read(task, body, latency)
-
-    async def close(self) -> None:
-        await self._endpoint.close()
-
-    def _body(self, task: Task, input: Json) -> bytes:
+    def body(self, task: Task, input: Json) -> dict[str, Json]:
         tool, asked = name_of(task), shape(task.output_schema)
         messages: list[Json] = []
         results: list[Json] = []  # a tool call must be followed by its result, at the start of the next user message
@@ -92,41 +85,75 @@ class Anthropic:
             call = {"type": "tool_use", "id": f"toolu_{number}", "name": tool, "input": asked.wrap(value)}
             messages.append({"role": role, "content": [call]})
             results = [{"type": "tool_result", "tool_use_id": call["id"], "content": "ok"}]
-        return as_json(
-            {
-                "model": self.model,
-                "max_tokens": self.max_tokens,
-                "system": system(task),
-                "messages": messages,
-                "tools": [{"name": tool, "description": "Give the answer.", "input_schema": asked.schema}],
-                "tool_choice": {"type": "tool", "name": tool, "disable_parallel_tool_use": True},
-                **self._settings,
-            }
-        ).encode()
+        return {
+            **self._settings,
+            "system": system(task),
+            "messages": messages,
+            "tools": [{"name": tool, "description": "Give the answer.", "input_schema": asked.schema}],
+            "tool_choice": {"type": "tool", "name": tool, "disable_parallel_tool_use": True},
+        }
 
-    def _read(self, task: Task, body: dict[str, Json], latency: Seconds) -> Answer:
-        usage = usage_of(body.get("usage"), _usage)
-        content = body.get("content")
-        blocks = [block for block in content if isinstance(block, dict)] if isinstance(content, list) else []
-        calls = [block.get("input") for block in blocks if block.get("type") == "tool_use"]
-        text = "".join(block["text"] for block in blocks if isinstance(block.get("text"), str))
+    def read(self, body: dict[str, Json]) -> Reading:
+        blocks = mappings(body.get("content"))
+        calls = [block for block in blocks if block.get("type") == "tool_use"]
         reason = body.get("stop_reason")
-        if reason == "refusal":
-            raise ModelRefused(
-                f"{self._endpoint.name}: the model declined",
-                outcome="answered" if usage else "answered_no_usage",
-                usage=usage,
-                text=readable(text),
-            )
-        if calls:
-            text = as_json(calls[0])
-            value, problem = checked(calls[0], text)
-        else:
-            value, problem = parse(text) if blocks else (None, "the provider sent no content")
-        value = shape(task.output_schema).unwrap(value)
-        finish: FinishState = "truncated" if reason in _CUT else "complete"
-        model = readable(body.get("model")) or self.model
-        return settle(text, value, problem, finish=finish, usage=usage, model=model, latency=latency)
+        return Reading(
+            text=_said(calls[0]) if calls else "".join(text_of(block.get("text")) for block in blocks),
+            model=text_of(body.get("model")),
+            usage=usage_of(body.get("usage"), _usage),
+            finish="truncated" if reason in _CUT else "complete",
+            refusal="the model declined" if reason == "refusal" else None,
+        )
+
+    def join(self, events: Sequence[Json]) -> tuple[dict[str, Json], bool]:
+        body: dict[str, Json] = {}
+        usage: dict[str, Json] = {}
+        blocks: dict[str, dict[str, Json]] = {}
+        pieces: dict[str, list[str]] = {}
+        reason: Json = None
+        for event in mappings(events):
+            number = str(event.get("index"))
+            delta = mapping(event.get("delta"))
+            match event.get("type"):
+                case "message_start":
+                    body = mapping(event.get("message"))
+                    usage = mapping(body.get("usage"))
+                case "content_block_start":
+                    blocks[number] = mapping(event.get("content_block"))
+                    pieces[number] = []
+                case "content_block_delta":
+                    pieces.setdefault(number, []).append(text_of(delta.get(_PIECES.get(str(delta.get("type")), ""))))
+                case "message_delta":
+                    reason = delta.get("stop_reason") or reason
+                    told = mapping(event.get("usage"))
+                    usage = usage | {key: count for key, count in told.items() if count is not None}
+        content = [_whole(blocks.get(number, {}), "".join(said)) for number, said in pieces.items() if said or reason]
+        ended = reason is not None and any(event.get("type") == "message_stop" for event in mappings(events))
+        # The counts at the start are those of a message that has not been written yet.
+        return body | {"content": content, "stop_reason": reason, "usage": usage if reason else None}, ended
+
+
+_PIECES = {"text_delta": "text", "input_json_delta": "partial_json"}
+
+
+def _whole(block: dict[str, Json], said: str) -> dict[str, Json]:
+    """A block of a stream as it is without streaming; a tool's input that is no JSON stays as it was sent."""
+    if block.get("type") != "tool_use":
+        return block | {"text": text_of(block.get("text")) + said}
+    if not said:
+        return block
+    value, problem = parse(said)
+    return block | ({"partial_json": said} if problem else {"input": value})
+
+
+def _said(call: dict[str, Json]) -> str:
+    """The tool's input as text; that of an input which is no JSON (a number beyond all floats) will be found to be none."""
+    if "partial_json" in call:
+        return text_of(call["partial_json"])
+    try:
+        return as_json(call.get("input"))
+    except InvalidInput:
+        return str(call.get("input"))
 
 
 def _usage(found: dict[str, Any]) -> dict[str, Any]:

@@ -1,33 +1,40 @@
 """OpenAI's chat completions, and every server that speaks them (vLLM, Together, Fireworks, DeepSeek, LiteLLM, …).
 
-Source: https://platform.openai.com/docs/api-reference/chat/create and …/guides/structured-outputs.
+With `api: responses`, OpenAI's responses instead; nothing is stored there. Sources:
+https://platform.openai.com/docs/api-reference/chat/create, …/responses/create and …/guides/structured-outputs.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from apprentice import wire
-from apprentice.errors import ModelRefused
 from apprentice.models import (
     Endpoint,
+    Hosted,
+    Reading,
     as_json,
+    mapping,
+    mappings,
     name_of,
-    parse,
-    readable,
-    settle,
     shape,
     system,
+    text_of,
     turns,
     usage_of,
 )
-from apprentice.types import Answer, FinishState, Json, Seconds, Task
+from apprentice.types import Json, Task
 
 _OWN = "https://api.openai.com/v1"
 # These hosts know max_completion_tokens, and their reasoning models take nothing else. Other servers are sent the older
 # max_tokens: one that ignored a name it does not know would write without a limit.
 _NEW_NAMES = ("openai.com", "openai.azure.com")
+
+# Why a text ended before its end, as the servers of this format say it; `length` is max_tokens.
+_CUT = frozenset({"length", "model_length", "max_tokens", "insufficient_system_resource", "abort", "error"})
+_FINAL = ("response.completed", "response.incomplete", "response.failed")
 
 
 def build(
@@ -37,18 +44,21 @@ def build(
     max_tokens: int = 1024,
     timeout: float = 60,
     temperature: float | None = 0,
+    stream: bool = False,
+    api: Literal["chat", "responses"] = "chat",
     client: wire.Client | None = None,
     allow_internal: bool = False,
-) -> OpenAI:
-    """A model behind OpenAI's wire format.
+) -> Hosted:
+    """A model behind one of OpenAI's wire formats.
 
-    `timeout`: seconds for the whole call. `temperature: null` sends none, which reasoning models require. `base_url`
-    ends before `/chat/completions`. Raises ConfigError for an address that a key must not be sent to.
+    `timeout`: seconds for the whole call. `temperature: null` sends none, which reasoning models require. `stream: true`
+    has the answer sent piece by piece; it is still given whole. `base_url` ends before `/chat/completions` or
+    `/responses`. Raises ConfigError for an address that a key must not be sent to.
     """
     endpoint = Endpoint(
         f"openai/{model}",
         base_url or _OWN,
-        "/chat/completions",
+        "/responses" if api == "responses" else "/chat/completions",
         api_key=api_key,
         header="authorization",
         scheme="Bearer ",
@@ -56,72 +66,121 @@ def build(
         client=client,
         allow_internal=allow_internal,
     )
-    host = urlsplit(base_url or _OWN).hostname or ""
-    own = any(host == name or host.endswith(f".{name}") for name in _NEW_NAMES)
-    settings: dict[str, Json] = {"max_completion_tokens" if own else "max_tokens": max_tokens}
+    settings: dict[str, Json] = {"model": model}
     if temperature is not None:
         settings["temperature"] = temperature
-    return OpenAI(endpoint, model, max_tokens, settings)
+    if stream:
+        settings["stream"] = True
+    if api == "responses":
+        dialect: _Responses | _Chat = _Responses(settings | {"max_output_tokens": max_tokens, "store": False})
+    else:
+        if stream:
+            settings["stream_options"] = {"include_usage": True}
+        host = urlsplit(base_url or _OWN).hostname or ""
+        own = any(host == name or host.endswith(f".{name}") for name in _NEW_NAMES)
+        dialect = _Chat(settings | {"max_completion_tokens" if own else "max_tokens": max_tokens})
+    return Hosted(endpoint, dialect, model=model, max_tokens=max_tokens)
 
 
-class OpenAI:
-    """One attempt a call. `max_tokens` and `request_bytes` bound what it can cost."""
+def _form(task: Task) -> dict[str, Json]:
+    schema = shape(task.output_schema).schema
+    return {"name": name_of(task), "schema": schema, "strict": is_strict(schema)}
 
-    def __init__(self, endpoint: Endpoint, model: str, max_tokens: int, settings: dict[str, Json]) -> None:
-        self.model = model
-        self.max_tokens = max_tokens
-        self._endpoint = endpoint
+
+def _conversation(task: Task, input: Json) -> list[Json]:
+    wrap = shape(task.output_schema).wrap
+    return [
+        {"role": role, "content": as_json(wrap(value) if role == "assistant" else value)}
+        for role, value in turns(task, input)
+    ]
+
+
+class _Chat:
+    def __init__(self, settings: dict[str, Json]) -> None:
         self._settings = settings
 
-    def request_bytes(self, task: Task, input: Json) -> int:
-        """Size of the serialised request: no tokenizer makes more tokens than there are bytes."""
-        return len(self._body(task, input))
+    def body(self, task: Task, input: Json) -> dict[str, Json]:
+        return {
+            **self._settings,
+            "messages": [{"role": "system", "content": system(task)}, *_conversation(task, input)],
+            "response_format": {"type": "json_schema", "json_schema": _form(task)},
+        }
 
-    async def answer(self, task: Task, input: Json) -> Answer:
-        """The model's answer. Raises ModelError (ModelRefused with its usage) when there is none."""
-        body, latency = await self._endpoint.ask(self._body(task, input))
-        return self._read(task, body, latency)
+    def read(self, body: dict[str, Json]) -> Reading:
+        choice = next(iter(mappings(body.get("choices"))), {})
+        message = mapping(choice.get("message"))
+        text, declined = text_of(message.get("content")), text_of(message.get("refusal"))
+        reason = text_of(choice.get("finish_reason"))
+        refusal = "the model declined" if declined else "stopped by the content filter"
+        return Reading(
+            text=declined or text,
+            model=text_of(body.get("model")),
+            usage=usage_of(body.get("usage"), _chat_usage),
+            finish="truncated" if reason in _CUT else "complete",
+            refusal=refusal if declined or reason == "content_filter" else None,
+            problem=f"the answer was cut off: {reason}" if reason in _CUT and reason != "length" else None,
+        )
 
-    async def close(self) -> None:
-        await self._endpoint.close()
+    def join(self, events: Sequence[Json]) -> tuple[dict[str, Json], bool]:
+        body: dict[str, Json] = {}
+        usage: Json = None
+        said: dict[str, list[str]] = {"content": [], "refusal": []}
+        reason: Json = None
+        for event in mappings(events):
+            body |= {key: event[key] for key in ("id", "model") if event.get(key)}
+            usage = event.get("usage") or usage
+            for choice in mappings(event.get("choices")):
+                if choice.get("index", 0) == 0:  # one choice is asked for; others may be sent in between all the same
+                    for part, pieces in said.items():
+                        pieces.append(text_of(mapping(choice.get("delta")).get(part)))
+                    reason = choice.get("finish_reason") or reason
+        message = {part: "".join(pieces) for part, pieces in said.items()}
+        # Some servers count along from event to event: before the end, that is not yet what is billed.
+        body |= {"choices": [{"message": message, "finish_reason": reason}], "usage": usage if reason else None}
+        return body, reason is not None and "[DONE]" in events
 
-    def _body(self, task: Task, input: Json) -> bytes:
-        asked = shape(task.output_schema)
-        messages = [{"role": "system", "content": system(task)}]
-        for role, value in turns(task, input):
-            messages.append({"role": role, "content": as_json(asked.wrap(value) if role == "assistant" else value)})
-        form = {"name": name_of(task), "schema": asked.schema, "strict": is_strict(asked.schema)}
-        return as_json(
-            {
-                "model": self.model,
-                "messages": messages,
-                "response_format": {"type": "json_schema", "json_schema": form},
-                **self._settings,
-            }
-        ).encode()
 
-    def _read(self, task: Task, body: dict[str, Json], latency: Seconds) -> Answer:
-        usage = usage_of(body.get("usage"), _usage)
-        choices = body.get("choices")
-        choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-        message = choice.get("message")
-        message = message if isinstance(message, dict) else {}
-        text = message.get("content")
-        text = text if isinstance(text, str) else ""
-        reason = choice.get("finish_reason")
-        refusal = readable(message.get("refusal"))
-        if refusal or reason == "content_filter":
-            raise ModelRefused(
-                f"{self._endpoint.name}: " + ("the model declined" if refusal else "stopped by the content filter"),
-                outcome="answered" if usage else "answered_no_usage",
-                usage=usage,
-                text=refusal or readable(text),
-            )
-        value, problem = parse(text) if choice else (None, "the provider sent no choice")
-        value = shape(task.output_schema).unwrap(value)
-        finish: FinishState = "truncated" if reason == "length" else "complete"
-        model = readable(body.get("model")) or self.model
-        return settle(text, value, problem, finish=finish, usage=usage, model=model, latency=latency)
+class _Responses:
+    def __init__(self, settings: dict[str, Json]) -> None:
+        self._settings = settings
+
+    def body(self, task: Task, input: Json) -> dict[str, Json]:
+        return {
+            **self._settings,
+            "instructions": system(task),
+            "input": _conversation(task, input),
+            "text": {"format": {"type": "json_schema", **_form(task)}},
+        }
+
+    def read(self, body: dict[str, Json]) -> Reading:
+        messages = [item for item in mappings(body.get("output")) if item.get("type") == "message"]
+        parts = [part for message in messages for part in mappings(message.get("content"))]
+        text, declined = ("".join(text_of(part.get(kind)) for part in parts) for kind in ("text", "refusal"))
+        status = text_of(body.get("status"))
+        reason = text_of(mapping(body.get("incomplete_details")).get("reason"))
+        refusal = "the model declined" if declined else "stopped by the content filter"
+        cut = None if reason == "max_output_tokens" else f"the answer was cut off: {reason or status or 'no status'}"
+        return Reading(
+            text=declined or text,
+            model=text_of(body.get("model")),
+            usage=usage_of(body.get("usage"), _responses_usage),
+            finish="complete" if status == "completed" else "truncated",
+            refusal=refusal if declined or reason == "content_filter" else None,
+            problem=None if status == "completed" else cut,
+        )
+
+    def join(self, events: Sequence[Json]) -> tuple[dict[str, Json], bool]:
+        body: dict[str, Json] = {}
+        said: list[str] = []
+        for event in mappings(events):
+            if isinstance(event.get("response"), dict):
+                body = event["response"]
+            if event.get("type") in _FINAL:
+                return body, True
+            if event.get("type") == "response.output_text.delta":
+                said.append(text_of(event.get("delta")))
+        content = [{"type": "output_text", "text": "".join(said)}]
+        return body | {"output": [{"type": "message", "content": content}], "usage": None}, False
 
 
 def is_strict(schema: Any) -> bool:
@@ -153,7 +212,7 @@ _STRICT = frozenset(
 )
 
 
-def _usage(found: dict[str, Any]) -> dict[str, Any]:
+def _chat_usage(found: dict[str, Any]) -> dict[str, Any]:
     prompt, completion = found["prompt_tokens"], found["completion_tokens"]
     # Some compatible servers leave the reasoning out of `completion_tokens`; it is in the total, and it is billed.
     total = found.get("total_tokens") or 0
@@ -162,4 +221,13 @@ def _usage(found: dict[str, Any]) -> dict[str, Any]:
         "output_tokens": max(completion, total - prompt),
         "cached_tokens": (found.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
         "reasoning_tokens": (found.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0,
+    }
+
+
+def _responses_usage(found: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "input_tokens": found["input_tokens"],
+        "output_tokens": found["output_tokens"],
+        "cached_tokens": (found.get("input_tokens_details") or {}).get("cached_tokens") or 0,
+        "reasoning_tokens": (found.get("output_tokens_details") or {}).get("reasoning_tokens") or 0,
     }

@@ -5,6 +5,9 @@ for check in CHECKS:                      # any model
 
 for check in REMOTE_CHECKS:               # a model behind a provider's wire format
     asyncio.run(check(RemoteCase(build, serve_openai)))
+
+for check in STREAM_CHECKS:               # and where `build` makes one that has its answers streamed
+    asyncio.run(check(RemoteCase(build, serve_openai)))
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import urljoin
 
+from apprentice import wire
 from apprentice.errors import (
     ApprenticeError,
     InvalidInput,
@@ -24,6 +29,7 @@ from apprentice.errors import (
     ModelRejected,
     ModelUnavailable,
     OutcomeUnknown,
+    OutOfMoney,
 )
 from apprentice.testing.servers import Reply, Server
 from apprentice.types import Answer, Json, Model, Task, Usage
@@ -219,12 +225,13 @@ async def the_outcome_says_what_the_attempt_cost(case: RemoteCase) -> None:
     table: list[tuple[Reply, type[ModelError], str, float | None]] = [
         (Reply(status=429, code="rate_limit_exceeded", headers=wait), ModelUnavailable, "rejected", 7.0),
         (Reply(status=400, code="invalid_request_error"), ModelRejected, "rejected", None),
-        (Reply(status=402, code="billing_error"), ModelRejected, "rejected", None),
+        (Reply(status=402, code="billing_error"), OutOfMoney, "rejected", None),
         (Reply(status=302, headers={"location": "/elsewhere"}), ModelRejected, "rejected", None),
-        (Reply(status=500, code="server_error"), OutcomeUnknown, "unknown", None),
+        (Reply(status=503, code="server_error"), OutcomeUnknown, "unknown", None),
         (Reply(_GOOD, cut=200), OutcomeUnknown, "unknown", None),
         (Reply(_GOOD, cut=0, reset=True), OutcomeUnknown, "unknown", None),
         (Reply(raw=b"<html>hello</html>"), OutcomeUnknown, "unknown", None),
+        (Reply(raw=b'{"error": {"code": "server_error"}}'), OutcomeUnknown, "unknown", None),
     ]
     for reply, kind, outcome, retry_after in table:
         async with case.serve([reply]) as server:
@@ -310,6 +317,64 @@ REMOTE_CHECKS: tuple[Callable[[RemoteCase], Awaitable[None]], ...] = (
     a_refusal_is_an_error_with_a_bill,
     usage_is_the_providers_or_none,
 )
+
+
+# --- answers that come as a stream ------------------------------------------------------------------------------------
+
+
+async def a_stream_that_was_cut_is_never_an_answer(case: RemoteCase) -> None:
+    """Also where the server or a proxy ends the body properly: then only the format tells that something is missing.
+
+    It is cut around every end of a line, and at some places within the lines.
+    """
+    async with case.serve([Reply(_GOOD, piece=8)]) as server:
+        model = case.build(base_url=server.url, api_key=KEY)
+        await model.answer(TASK, {"text": "x"})
+        await model.close()
+        whole = await _again(server)
+    ends = [place for place, byte in enumerate(whole.body) if byte in b"\r\n"]
+    near = {place + step for place in ends for step in (0, 1, 2)} | set(range(0, len(whole.body), 37))
+    cuts = sorted(cut for cut in near if cut < len(whole.body))
+    media = {"content-type": whole.headers["content-type"]}
+    replies = [Reply(raw=whole.body[:cut], headers=media) for cut in [*cuts, len(whole.body)]]
+    async with case.serve(replies) as server:
+        model = case.build(base_url=server.url, api_key=KEY)
+        for cut in cuts:
+            error = await _failure(model, OutcomeUnknown)
+            assert (error.outcome, error.usage, error.retryable) == ("unknown", None, True), whole.body[:cut]
+        assert (await model.answer(TASK, {"text": "x"})).output == _GOOD
+        await model.close()
+
+
+async def an_error_within_a_stream_is_no_answer(case: RemoteCase) -> None:
+    """What was said until then is kept and not served; what it cost is unknown."""
+    content = json.dumps(_GOOD)
+    for pieces in range(3):
+        async with case.serve([Reply(content, code="server_error", piece=6, fails=pieces)]) as server:
+            model = case.build(base_url=server.url, api_key=KEY)
+            error = await _failure(model, OutcomeUnknown)
+            await model.close()
+        assert (error.outcome, error.usage, error.text) == ("unknown", None, content[: 6 * pieces])
+        assert "server_error" in str(error)
+
+
+STREAM_CHECKS: tuple[Callable[[RemoteCase], Awaitable[None]], ...] = (
+    *REMOTE_CHECKS,
+    a_stream_that_was_cut_is_never_an_answer,
+    an_error_within_a_stream_is_no_answer,
+)
+
+
+async def _again(server: Server) -> wire.Reply:
+    """The bytes that the server answers to the request that it saw last."""
+    seen = server.requests[-1]
+    client = wire.client(allow_internal=True)
+    headers = {name: value for name, value in seen.headers.items() if name not in ("host", "content-length")}
+    request = wire.Request(urljoin(server.url, seen.path), headers, json.dumps(seen.body).encode(), 10)
+    try:
+        return await client.exchange(request, lambda: None)
+    finally:
+        await client.close()
 
 
 async def _one_answer(case: RemoteCase, reply: Reply) -> Answer:
