@@ -58,6 +58,15 @@ def test_baselines_spend_exactly_what_the_product_spent() -> None:
     assert {share[name] for name in ("random", "front-loading", "margin")} == {share["product"]}
 
 
+def test_a_judge_with_a_bill_of_his_own_finds_nothing_overspent() -> None:
+    values = {figure["name"]: figure["value"] for figure in short("money")["figures"]}
+    assert values["reservations"] >= 20_000
+    assert values["kills"] >= 40
+    nothing = ["overspend by the judge's bill", "charged calls without a row", "calls booked below their charge"]
+    assert [values[name] for name in nothing] == [0, 0, 0]
+    assert 0.3 < values["sockets: share of the cap on the bill"] < 1  # it is another bill than ours
+
+
 @pytest.mark.parametrize(
     ("kind", "calls"), [(kind, calls) for kind in (Spender, Spread, Margin) for calls in (0, 37, 90)]
 )

@@ -88,18 +88,20 @@ def build(path: str | Path, wait: Seconds = 30.0) -> SqliteStore:
     turn = _create(path)
     deadline = time.monotonic() + wait
     try:
-        while True:  # two processes may make the same store: SQLite's time-out does not cover the change to WAL
-            try:
-                return SqliteStore(path, turn, _connect(path, wait), _connect(path, wait, reads=True), wait)
-            except apsw.BusyError:
-                if time.monotonic() >= deadline:
-                    raise
-                time.sleep(0.005)
-    except BaseException as error:
-        os.close(turn)
-        if isinstance(error, apsw.Error):
-            raise _translated(error, path, 0) from error
-        raise
+        with contextlib.ExitStack() as opened:
+            opened.callback(os.close, turn)
+            while True:  # two processes may make the same store: SQLite's time-out does not cover the change to WAL
+                try:
+                    writes = opened.enter_context(contextlib.closing(_connect(path, wait)))
+                    store = SqliteStore(path, turn, writes, _connect(path, wait, reads=True), wait)
+                    opened.pop_all()
+                    return store
+                except apsw.BusyError:
+                    if time.monotonic() >= deadline:
+                        raise
+                    time.sleep(0.005)
+    except apsw.Error as error:
+        raise _translated(error, path, 0) from error
 
 
 class SqliteStore:
