@@ -95,7 +95,7 @@ def test_a_usage_with_more_cached_than_input_tokens_is_not_billed_below_zero() -
         ),
     ],
 )
-def test_a_price_that_is_no_price_is_refused_and_never_zero(field: str, bad: Any) -> None:
+def test_a_price_that_is_no_price_is_refused_and_never_zero(field: str, bad: Any) -> None:  # F10
     price = Price(Decimal(1), Decimal(1))._replace(**{field: bad})
     with pytest.raises(PriceUnknown):
         budget.worst_case(price, 10, 10)
@@ -104,7 +104,7 @@ def test_a_price_that_is_no_price_is_refused_and_never_zero(field: str, bad: Any
 
 
 @pytest.mark.parametrize("max_tokens", [0, -1, "5", 1.5, None, True])
-def test_a_call_without_an_end_is_refused(max_tokens: Any) -> None:
+def test_a_call_without_an_end_is_refused(max_tokens: Any) -> None:  # F13
     with pytest.raises(ConfigError, match="max_tokens"):
         budget.worst_case(Price(Decimal(1), Decimal(1)), 10, max_tokens)
 
@@ -161,7 +161,7 @@ def test_a_clock_without_a_date_is_refused(moment: float) -> None:
         budget.windows("sort", moment, UTC)
 
 
-def test_caps_are_those_that_were_configured() -> None:
+def test_caps_are_those_that_were_configured() -> None:  # F23
     overall: dict[str, Decimal | int] = {
         "total": Decimal("1000"),
         "monthly": 100,

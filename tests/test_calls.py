@@ -4,24 +4,39 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from copy import deepcopy
 from decimal import Decimal
+from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import apsw
 import pytest
+from benches.money import CONTEXT, PRELOAD, start
+from genai_prices.data_snapshot import DataSnapshot, get_snapshot, set_custom_snapshot
 
-from apprentice import plugins
+from apprentice import budget, plugins
 from apprentice.calls import Calls
 from apprentice.config import Config, Price, Remote
 from apprentice.engine import new_id
-from apprentice.errors import BudgetExhausted, ModelUnavailable, OutOfMoney
+from apprentice.errors import (
+    BudgetError,
+    BudgetExhausted,
+    ConfigError,
+    ModelUnavailable,
+    OutOfMoney,
+    StoreBusy,
+    StoreError,
+)
+from apprentice.testing.formats import FORMATS, Said
 from apprentice.testing.servers import Reply, serve_openai
 from apprentice.throttle import FAILURES, RETRIES, SAVED
-from apprentice.types import Answer, Attempt, Store, Usage
+from apprentice.types import Answer, Attempt, Json, Spending, Store, Usage
 from tests.conftest import honest
+from tests.stores.test_sqlite import Disk, broken
 
 type Configured = Callable[..., Config]
 
@@ -38,13 +53,25 @@ class Asking:
         task, input = self.config.tasks[0], {"text": "a pear"}
         return await self.calls.ask(task, input, purpose="serve", deadline=None, attempts=self.attempts)
 
+    @property
+    def worst(self) -> int:
+        """The most that one call of the first remote can cost."""
+        first = self.calls.providers[0]
+        size = first.model().request_bytes(self.config.tasks[0].task, {"text": "a pear"})
+        return budget.worst_case(first.price, size, first.remote.max_tokens)
+
+    async def booked(self) -> list[tuple[str, int]]:
+        """State and cost of what the ledger has, by state."""
+        lines: list[Spending] = await self.store.spending()
+        return sorted((line.state, line.cost) for line in lines)
+
 
 @asynccontextmanager
-async def asking(config: Config, tmp_path: Path) -> AsyncIterator[Asking]:
-    store: Store = plugins.build("stores", "sqlite", path=tmp_path / "calls.db")
+async def asking(config: Config, tmp_path: Path, wait: float = 30.0) -> AsyncIterator[Asking]:
+    store: Store = plugins.build("stores", "sqlite", path=tmp_path / "calls.db", wait=wait)
     opened = Asking(config, store)
-    await opened.calls.open()
     try:
+        await opened.calls.open()
         yield opened
     finally:
         await opened.calls.close()
@@ -183,3 +210,318 @@ async def test_calls_in_flight_never_exceed_what_is_configured(configured: Confi
         await asyncio.gather(*(one.ask() for _ in range(30)))
     assert len(server.requests) == 30
     assert 1 <= most <= 3
+
+
+# --- what a call costs when something goes wrong ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def one_process_that_has_imported_everything() -> None:
+    CONTEXT.set_forkserver_preload([*PRELOAD, "benches.money", __name__])
+
+
+def one_asker(pipe: Connection, config: Config, path: Path) -> None:
+    """Ask once, when told to, and tell how it ended."""
+
+    async def ask() -> str:
+        async with asking(config, path) as one:
+            pipe.send("ready")
+            await asyncio.get_running_loop().run_in_executor(None, pipe.recv)
+            try:
+                await one.ask()
+            except BudgetError as error:
+                return type(error).__name__
+            return "answered"
+
+    pipe.send(asyncio.run(ask()))
+
+
+@pytest.mark.usefixtures("one_process_that_has_imported_everything")
+async def test_of_32_processes_with_room_for_one_worst_case_exactly_one_sends_its_call(
+    configured: Configured, tmp_path: Path
+) -> None:  # F1
+    loop = asyncio.get_running_loop()
+    async with serve_openai(honest, price=(150_000, 600_000)) as server:
+        price = Price(input=Decimal("0.15"), output=Decimal("0.6"))  # told, because the price table is slow to load
+        config = configured(server.url, remote={"price": price})
+        async with asking(config, tmp_path) as one:
+            room = config.budget.model_copy(update={"total": Decimal(one.worst).scaleb(-6)})
+        config = config.model_copy(update={"budget": room})
+        askers = [start(one_asker, config, tmp_path) for _ in range(32)]
+        for _, pipe in askers:
+            assert await loop.run_in_executor(None, pipe.recv) == "ready"
+        for _, pipe in askers:
+            pipe.send("go")
+        ends = Counter([await loop.run_in_executor(None, pipe.recv) for _, pipe in askers])
+        for process, _ in askers:
+            await loop.run_in_executor(None, process.join)
+        assert ends["answered"] == 1
+        assert ends.total() - ends["answered"] == ends["BudgetExhausted"] + ends["BudgetHeld"] == 31
+        assert len(server.requests) == 1
+        async with asking(config, tmp_path) as one:
+            [(state, cost)] = await one.booked()
+        assert state == "settled"
+        assert server.bill <= cost <= server.bill + 1
+
+
+@pytest.mark.parametrize(
+    ("reply", "outcome", "state"),
+    [
+        (Reply({"kind": "fruit"}, silent=True), "answered_no_usage", "assumed"),
+        (Reply({"kind": "fruit"}, usage=Usage(input_tokens=0, output_tokens=0)), "answered", "settled"),
+    ],
+)
+async def test_an_answer_without_usage_costs_the_worst_case_and_says_so_and_one_of_zero_costs_nothing(
+    configured: Configured, tmp_path: Path, reply: Reply, outcome: str, state: str
+) -> None:  # F7
+    async with serve_openai([reply]) as server, asking(configured(server.url), tmp_path) as one:
+        answer = await one.ask()
+        assert answer.cost == (one.worst if state == "assumed" else 0)
+        assert [(attempt.outcome, attempt.cost) for attempt in one.attempts] == [(outcome, answer.cost)]
+        assert await one.booked() == [(state, answer.cost)]
+
+
+@pytest.fixture
+def new_prices() -> Iterator[Callable[[Decimal], None]]:
+    """Replaces the price table by one in which every price of the model is so many times what it was."""
+
+    def change(factor: Decimal) -> None:
+        providers = deepcopy(get_snapshot().providers)
+        [model] = [
+            model for one in providers if one.id == "openai" for model in one.models if model.id == "gpt-4o-mini"
+        ]
+        assert not isinstance(model.prices, list)
+        for name in ("input_mtok", "output_mtok", "cache_read_mtok"):
+            price = getattr(model.prices, name)
+            assert isinstance(price, Decimal)
+            setattr(model.prices, name, price * factor)
+        set_custom_snapshot(DataSnapshot(providers=providers, from_auto_update=False))
+
+    yield change
+    set_custom_snapshot(None)
+
+
+@pytest.mark.parametrize(("factor", "suspended"), [(Decimal("0.5"), False), (Decimal(1000), True)])
+async def test_a_price_that_changes_in_flight_leaves_the_hold_and_is_what_the_call_costs(
+    configured: Configured,
+    tmp_path: Path,
+    new_prices: Callable[[Decimal], None],
+    factor: Decimal,
+    suspended: bool,
+) -> None:  # F11
+    gate = asyncio.Event()
+    usage = Usage(input_tokens=400, output_tokens=40)
+    async with (
+        serve_openai([Reply({"kind": "fruit"}, usage=usage, wait=gate)]) as server,
+        asking(configured(server.url), tmp_path) as one,
+    ):
+        worst = one.worst
+        waiting = asyncio.create_task(one.ask())
+        while not server.requests:
+            await asyncio.sleep(0)
+        new_prices(factor)
+        assert await one.booked() == [("held", worst)]
+        gate.set()
+        cost = (await waiting).cost
+        assert cost == budget.micros(factor * (Decimal("0.15") * 400 + Decimal("0.6") * 40) / 10**6)
+        assert (cost > worst) == suspended  # more than was held is the truth all the same, and the last call
+        assert await one.booked() == [("settled", cost)]
+        assert one.calls.providers[0].throttle.suspended == suspended
+        assert [event.name for event in await one.store.events()] == ["CONTRACT_BROKEN"] * suspended
+
+
+@pytest.mark.parametrize("told", [{}, {"max_tokens": 77}])
+async def test_every_call_says_how_long_its_answer_may_be(
+    configured: Configured, tmp_path: Path, told: dict[str, int]
+) -> None:  # F13
+    async with serve_openai(honest) as server:
+        config = configured(server.url)
+        remote = Remote.model_validate(config.remote.model_dump(exclude={"max_tokens"}) | told)
+        async with asking(config.model_copy(update={"remote": remote}), tmp_path) as one:
+            await one.ask()
+            longest = told.get("max_tokens", 1024)
+            assert [seen.body["max_tokens"] for seen in server.requests] == [longest]
+            assert one.worst >= longest * Decimal("0.6")
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic", "google"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"n": 8},
+        {"best_of": 8},
+        {"tools": [{"type": "web_search"}]},
+        {"web_search_options": {}},
+        {"candidateCount": 8},
+        {"max_completion_tokens": 10**6},
+        {"extra_body": {"n": 8}},
+        {"stream": "true"},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+async def test_a_setting_that_would_multiply_what_a_call_costs_is_refused_and_never_sent(
+    configured: Configured, tmp_path: Path, provider: str, settings: dict[str, Json]
+) -> None:  # F14
+    models = {"openai": "gpt-4o-mini", "anthropic": "claude-sonnet-4-5", "google": "gemini-2.5-flash"}
+    async with serve_openai(honest) as server:
+        config = configured(server.url, remote={"provider": provider, "model": models[provider], "settings": settings})
+        with pytest.raises(ConfigError) as refused:
+            async with asking(config, tmp_path) as one:
+                await one.ask()
+        assert next(iter(settings)) in str(refused.value)
+        assert server.connections == 0
+
+
+@pytest.mark.parametrize(
+    ("reply", "state"),
+    [
+        (Reply(cut=0), "assumed"),
+        (Reply({"kind": "fruit"}, cut=150, reset=True), "assumed"),
+        (Reply(status=500), "assumed"),
+        (Reply(status=401, code="invalid_api_key"), "released"),
+    ],
+)
+async def test_a_second_model_has_a_hold_of_its_own_and_the_first_stays_where_nobody_knows(
+    configured: Configured, tmp_path: Path, reply: Reply, state: str
+) -> None:  # F15
+    async with serve_openai([reply]) as first, serve_openai(honest) as second:
+        config = with_second(configured(first.url, remote={"retries": 0}), second.url, model="gpt-4o")
+        async with asking(config, tmp_path) as one:
+            answer = await one.ask()
+            lost, found = one.attempts
+            assert (lost.model, found.model) == ("openai/gpt-4o-mini", "openai/gpt-4o")
+            assert lost.attempt_id != found.attempt_id
+            assert lost.cost == (one.worst if state == "assumed" else 0)
+            assert (found.outcome, found.cost) == ("answered", answer.cost)
+            assert answer.cost > 0
+            assert await one.booked() == sorted([(state, lost.cost), ("settled", answer.cost)])
+
+
+@asynccontextmanager
+async def stopping_after(share: float, sent: asyncio.Event) -> AsyncIterator[str]:
+    """A server whose stream stops after this share of its chunks; 1 sends all but the end of the body."""
+    wire = FORMATS["openai"]
+    usage = Usage(input_tokens=400, output_tokens=40)
+    events = wire.stream(Said(1, {}, "gpt-4o-mini", {"kind": "fruit"}, "complete", "", usage, 2))
+    chunks = wire.frames([*events.opening, *events.pieces, *events.closing])
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        for chunk in chunks[: max(1, round(share * len(chunks)))]:
+            writer.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+            await writer.drain()
+            await asyncio.sleep(0)
+        sent.set()
+        while await reader.read(2**16):  # the rest of the request, until the client goes away
+            pass
+        writer.close()
+
+    listener = await asyncio.start_server(connected, "127.0.0.1")
+    async with listener:
+        yield f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/v1"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+async def test_a_caller_who_goes_away_in_the_middle_of_a_stream_pays_the_worst_case(
+    configured: Configured, tmp_path: Path, share: float
+) -> None:  # F17
+    sent = asyncio.Event()
+    async with stopping_after(share, sent) as url:
+        config = configured(url, remote={"settings": {"stream": True}})
+        async with asking(config, tmp_path) as one:
+            waiting = asyncio.create_task(one.ask())
+            await sent.wait()
+            for _ in range(20):  # the client reads what has come
+                await asyncio.sleep(0)
+            assert await one.booked() == [("held", one.worst)]
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            assert await one.booked() == [("assumed", one.worst)]
+            assert [(attempt.outcome, attempt.cost) for attempt in one.attempts] == [("unknown", one.worst)]
+
+
+@pytest.mark.parametrize(
+    ("total", "goes"),
+    [
+        (None, True),  # no cap unless told
+        (Decimal(0), False),
+        (Decimal("0.000001"), False),
+        (Decimal("999999999"), True),
+    ],
+)
+async def test_a_cap_of_nothing_allows_nothing_and_no_cap_is_none(
+    configured: Configured, tmp_path: Path, total: Decimal | None, goes: bool
+) -> None:  # F23
+    async with serve_openai(honest) as server:
+        config = configured(server.url) if total is None else configured(server.url, budget={"total": total})
+        async with asking(config, tmp_path) as one:
+            if goes:
+                await one.ask()
+            else:
+                with pytest.raises(BudgetExhausted):
+                    await one.ask()
+        assert len(server.requests) == goes
+
+
+async def test_a_store_that_somebody_else_holds_fails_the_call_before_it_costs_anything(
+    configured: Configured, tmp_path: Path
+) -> None:  # F30
+    async with serve_openai(honest) as server, asking(configured(server.url), tmp_path, wait=1.0) as one:
+        other = apsw.Connection(str(tmp_path / "calls.db"))
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreBusy) as busy:
+            await one.ask()
+        assert busy.value.retryable
+        assert (server.connections, one.attempts) == (0, [])
+        other.execute("ROLLBACK")
+        answer = await one.ask()
+        assert await one.booked() == [("settled", answer.cost)]
+        other.close()
+
+
+async def test_a_store_that_somebody_else_holds_while_a_call_is_made_keeps_the_hold(
+    configured: Configured, tmp_path: Path
+) -> None:  # F30
+    gate = asyncio.Event()
+    async with (
+        serve_openai([Reply({"kind": "fruit"}, wait=gate)]) as server,
+        asking(configured(server.url), tmp_path, wait=1.0) as one,
+    ):
+        waiting = asyncio.create_task(one.ask())
+        while not server.requests:
+            await asyncio.sleep(0)
+        other = apsw.Connection(str(tmp_path / "calls.db"))
+        other.execute("BEGIN IMMEDIATE")
+        gate.set()
+        with pytest.raises(StoreBusy):
+            await waiting
+        [attempt] = one.attempts  # known to the caller, and to the ledger for as much as it may have cost
+        assert 0 < attempt.cost <= one.worst
+        assert await one.booked() == [("held", one.worst)]
+        other.execute("ROLLBACK")
+        other.close()
+
+
+async def test_after_a_failed_fsync_no_paid_call_is_made_until_somebody_looks(
+    configured: Configured, tmp_path: Path
+) -> None:  # F33
+    disk = Disk()
+    try:
+        async with serve_openai(honest) as server:
+            async with asking(configured(server.url), tmp_path) as one:
+                disk.fail = lambda act, _: broken(apsw.SQLITE_IOERR_FSYNC) if act == "sync" else None
+                with pytest.raises(StoreError):
+                    await one.ask()
+                disk.fail = lambda _act, _name: None
+                syncs = disk.syncs
+                for _ in range(2):
+                    with pytest.raises(StoreError, match="no more writes"):
+                        await one.ask()
+                assert (server.connections, disk.syncs) == (0, syncs), "the sync that failed is not tried again"
+            async with asking(configured(server.url), tmp_path) as one:
+                await one.ask()
+            assert len(server.requests) == 1
+    finally:
+        disk.unregister()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from datetime import UTC
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from apprentice import budget
 from apprentice.config import Config, TaskConfig, init_text, json_schema, load, missing, parse
 from apprentice.errors import ConfigError, InvalidAnswer, InvalidInput, MissingExtra, UnknownTask
 from apprentice.reading import read
@@ -131,8 +133,31 @@ def test_configurations_that_differ_are_not_equal() -> None:
 
 
 def test_money_is_exact() -> None:
-    budget = parse(small(new="budget: {daily: 0.1, weekly: 10.00, total: 1e-6}\n")).budget
-    assert (budget.daily, budget.weekly, budget.total) == (Decimal("0.1"), Decimal(10), Decimal("0.000001"))
+    caps = parse(small(new="budget: {daily: 0.1, weekly: 10.00, total: 1e-6}\n")).budget
+    assert (caps.daily, caps.weekly, caps.total) == (Decimal("0.1"), Decimal(10), Decimal("0.000001"))
+
+
+@pytest.mark.parametrize(
+    ("cap", "limits"),
+    [
+        ("", {}),  # no cap unless told
+        ("daily: 0", {"daily": 0}),
+        ("daily: 0.000001", {"daily": 1}),
+        ("daily: 999999999", {"daily": 999_999_999_000_000}),
+        ("daily: 999999999.999999", {"daily": 999_999_999_999_999}),
+        ("daily: 0.000000001", None),  # less than anything that is booked
+        ("daily: 1000000000000", None),  # more than a ledger could count
+    ],
+)
+def test_a_cap_is_the_number_that_was_told_or_none(cap: str, limits: dict[str, int] | None) -> None:  # F23
+    text = small(new=f"budget: {{{cap}}}\n")
+    if limits is None:
+        with pytest.raises(ConfigError, match=r"budget\.daily"):
+            parse(text)
+    else:
+        found = parse(text).budget.limits
+        caps = budget.caps("route", 0.0, UTC, overall=found, own={})
+        assert [cap.limit for cap in caps] == list(limits.values())
 
 
 def test_yaml_1_2_reads_no_and_dates_and_times_as_text() -> None:
@@ -218,12 +243,21 @@ def test_the_embedded_backend_brings_its_trainer() -> None:
         (small(new="budget: {currency: EUR}\n"), "budget.currency: should be USD, not EUR"),
         (small(new="budget: {timezone: Mars/Olympus}\n"), "budget.timezone: no time zone"),
         (small(new="remote: {}\n"), ":11: remote: is there twice; the other one is in line 8"),
-        (small(new="  price: {input: 1}\n"), ":11: remote.price.output: is missing"),
-        (small(new="  price: {input: null, output: 1}\n"), ":11: remote.price.input: "),
-        (small(new="  price: {input: -1, output: 1}\n"), ":11: remote.price.input: "),
+        (small(new="  price: {input: 1}\n"), ":11: remote.price.output: is missing"),  # F10
+        *[
+            (small(new=f"  price: {{input: {no_price}, output: 1}}\n"), ":11: remote.price.input: ")  # F10
+            for no_price in ("null", "-1", ".nan", ".inf", "-.inf", "free", "[1]", "true")
+        ],
+        *[
+            (small(new=f"  max_tokens: {no_end}\n"), ":11: remote.max_tokens: ")  # F13
+            for no_end in ("0", "-1", "1000000000000", "'5'", "1.5", "null")
+        ],
+        *[
+            (small(new=f"  settings: {{{own}: 1}}\n"), f":11: remote.settings.{own}: does not belong here")  # F13, F14
+            for own in ("max_tokens", "timeout", "temperature", "model", "base_url", "allow_internal", "api_key")
+        ],
         (small(new="  base_url: ftp://example.com\n"), ":11: remote.base_url: should be an address"),
         (small(new="  base_url: https://me:secret@example.com\n"), "should not carry a user name or a password"),
-        (small(new="  max_tokens: 0\n"), ":11: remote.max_tokens: "),
         (small(new="  timeout: .inf\n"), ":11: remote.timeout: "),
         (small(new="teachers: 5\n"), ":11: teachers: should be a valid array"),
         (small(new="1: x\n"), ":11: 1: a key should be text"),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import unicodedata
 from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
 from pathlib import Path
@@ -27,11 +28,13 @@ from apprentice.errors import (
     ModelRejected,
     ModelUnavailable,
     OutcomeUnknown,
+    PriceUnknown,
     StoreFull,
     StoreTooNew,
     UnknownTask,
 )
 from apprentice.testing.servers import Reply, Server, serve_openai
+from apprentice.testing.stores import HOSTILE
 from apprentice.types import Answer, Event, Json, Record, Store, Task
 
 from .conftest import YAML, honest, right, texts
@@ -313,7 +316,7 @@ async def test_one_key_in_two_processes_is_one_answer_and_both_costs_are_recorde
     assert sum(record.cost for record in records) == (await booked(config))["settled"]
 
 
-async def test_a_store_of_a_newer_version_is_refused_when_opening(configured: Configured) -> None:
+async def test_a_store_of_a_newer_version_is_refused_when_opening(configured: Configured) -> None:  # F39
     config = configured()
     async with Apprentice(config) as app:
         await app.confidence("sort")
@@ -392,7 +395,7 @@ async def test_the_decorator_asks_the_task_with_the_arguments(configured: Config
 
 async def test_what_is_missing_to_serve_fails_before_the_first_request(
     configured: Configured, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> None:  # F10: the price as well
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     with pytest.raises(ConfigError, match="NO_SUCH_KEY"):
         async with Apprentice(configured(remote={"api_key_env": "NO_SUCH_KEY"})):
@@ -411,6 +414,17 @@ async def test_what_is_missing_to_serve_fails_before_the_first_request(
         async with Apprentice(configured(remote={"model": "no-such-model"})):
             pass
     assert type(caught.value).__name__ == "PriceUnknown"
+
+
+async def test_a_start_that_fails_leaves_no_thread_behind(configured: Configured) -> None:
+    before = set(threading.enumerate())
+    with pytest.raises(PriceUnknown):
+        async with Apprentice(configured(remote={"model": "no-such-model"})):
+            pass
+    for thread in set(threading.enumerate()) - before:
+        if thread.name.startswith("apprentice-write"):
+            thread.join(5)
+            assert not thread.is_alive()
 
 
 async def test_a_remote_that_is_not_there_costs_nothing(configured: Configured) -> None:
@@ -434,7 +448,48 @@ async def test_a_cap_stops_calls_before_they_are_sent(configured: Configured) ->
     assert records[-1].error is not None and records[-1].error.startswith("BudgetExhausted")
 
 
-async def test_a_full_disk_fails_the_request_before_it_is_sent_and_space_heals_it(configured: Configured) -> None:
+async def test_a_cap_below_what_is_spent_fails_requests_and_a_raised_one_lets_them_go(
+    configured: Configured,
+) -> None:  # F22
+    async with serve_openai(honest, price=(150_000, 600_000)) as server:
+
+        def capped(dollars: Decimal) -> Apprentice:
+            return Apprentice(configured(server.url, budget={"total": dollars, "on_exhausted": "queue", "wait": 0.1}))
+
+        async with capped(Decimal(1)) as before:
+            spent = (await before.arun("sort", {"text": "a pear"})).cost
+            async with capped(Decimal(spent - 1).scaleb(-6)) as lowered:
+                for text in texts(3):
+                    with pytest.raises(BudgetExhausted):
+                        await lowered.arun("sort", {"text": text})
+                assert len(server.requests) == 1
+            async with capped(Decimal("0.5")) as raised:
+                for text in texts(3):
+                    assert (await raised.arun("sort", {"text": text})).output == {"kind": right(text)}
+            assert (await before.arun("sort", {"text": "a pear"})).source == "remote"
+    assert list(await booked(configured(server.url))) == ["settled"]
+    assert [record.error is None for record in await stored(configured(server.url))] == [
+        True,
+        *[False] * 3,
+        *[True] * 4,
+    ]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+async def test_an_idempotency_key_is_taken_letter_by_letter(configured: Configured, text: str) -> None:  # F42
+    async with serve_openai(honest) as server:
+        twins = [text, *{f"{text} ", text.swapcase(), unicodedata.normalize("NFD", text)} - {text}]
+        async with Apprentice(configured(server.url, local={"learn": "off"})) as app:
+            first = [await app.arun("sort", {"text": "a pear"}, idempotency_key=key) for key in twins]
+            again = [await app.arun("sort", {"text": "a pear"}, idempotency_key=key) for key in twins]
+        assert again == first
+        assert len({result.request_id for result in first}) == len(server.requests) == len(twins)
+    assert [record.idempotency_key for record in await stored(configured(server.url))] == twins
+
+
+async def test_a_full_disk_fails_the_request_before_it_is_sent_and_space_heals_it(
+    configured: Configured,
+) -> None:  # F32
     disk = Disk()
     try:
         async with serve_openai(honest) as server:

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from apprentice import plugins
-from apprentice.config import Config
-from apprentice.errors import BudgetExhausted, BudgetHeld, ConfigError
+from apprentice.config import Budget, Config
+from apprentice.errors import BudgetError, BudgetExhausted, BudgetHeld, ConfigError
 from apprentice.purse import Purse, resume, suspended_models
-from apprentice.types import Event, Hold, Seconds, Store
+from apprentice.types import Event, Hold, Purpose, Seconds, Store
 
 type Configured = Callable[..., Config]
 NOON = 1_795_176_000.0  # 2026-11-20 12:00 UTC
@@ -32,10 +32,12 @@ class Till:
         self.purse = Purse(config, store, clock=lambda: self.now)
         self._ids = count()
 
-    async def reserve(self, worst: int, *, wait: Seconds | None = None, **more: Any) -> Hold:
+    async def reserve(
+        self, worst: int, *, wait: Seconds | None = None, purpose: Purpose = "serve", **more: Any
+    ) -> Hold:
         def make(at: Seconds, windows: tuple[str, ...]) -> Hold:
             name = f"{id(self)}-{next(self._ids)}"
-            return Hold(attempt_id=name, task="sort", purpose="serve", model="m", worst=worst, windows=windows, at=at)
+            return Hold(attempt_id=name, task="sort", purpose=purpose, model="m", worst=worst, windows=windows, at=at)
 
         until = None if wait is None else asyncio.get_running_loop().time() + wait
         return await self.purse.reserve(self.config.tasks[0], make, until=until, **more)
@@ -69,6 +71,23 @@ def of(configured: Configured, tmp_path: Path) -> Callable[..., Any]:
         return till(configured(budget={**limits, "on_exhausted": on_exhausted, "wait": wait}), tmp_path)
 
     return make
+
+
+@pytest.mark.parametrize(("own", "overall"), [(50, 1000), (1000, 50)])
+async def test_a_call_that_one_of_two_caps_has_no_room_for_is_booked_in_neither(
+    configured: Configured, tmp_path: Path, own: int, overall: int
+) -> None:  # F2
+    def dollars(amount: int) -> Decimal:
+        return Decimal(amount).scaleb(-6)
+
+    config = configured(budget={"daily": dollars(overall)})
+    task = config.tasks[0].model_copy(update={"budget": Budget(total=dollars(own))})
+    async with till(config.model_copy(update={"tasks": (task,)}), tmp_path) as here:
+        windows = (await here.reserve(50)).windows
+        for worst, refused in ((1, BudgetHeld), (51, BudgetExhausted)):
+            with pytest.raises(refused):
+                await here.reserve(worst, wait=-1.0)
+            assert await here.store.spent(windows) == dict.fromkeys(windows, 50)
 
 
 async def test_money_that_others_hold_is_waited_for_in_the_order_of_coming(of: Any) -> None:
@@ -176,6 +195,67 @@ async def test_a_clock_that_goes_back_opens_no_window_again(of: Any) -> None:  #
         again.now = NOON - 86_400
         with pytest.raises(BudgetExhausted):
             await again.reserve(1)
+
+
+async def test_a_call_over_midnight_is_booked_in_the_day_in_which_it_was_reserved(of: Any) -> None:  # F19
+    async with of(daily=100) as here:
+        here.now = NOON + 43_200 - 0.1  # 23:59:59.9
+        hold = await here.reserve(80)
+        here.now = NOON + 43_200 + 5
+        new = await here.reserve(100)  # the new day is whole
+        with pytest.raises(BudgetHeld):
+            await here.reserve(1, wait=-1.0)
+        await here.purse.settle(hold, 70, state="settled")
+        await here.purse.settle(new, 90, state="settled")
+        assert await here.store.spent(["day:2026-11-20", "day:2026-11-21"]) == {
+            "day:2026-11-20": 70,
+            "day:2026-11-21": 90,
+        }
+        with pytest.raises(BudgetExhausted):
+            await here.reserve(11)  # what the old day has left over is not the new one's
+        assert (await here.reserve(10)).windows[3] == "day:2026-11-21"
+
+
+async def test_a_cap_below_what_is_spent_stops_calls_and_a_raised_one_lets_them_go(of: Any) -> None:  # F22
+    async with of(total=1000) as first:
+        await first.spend(600)
+        last = await first.reserve(300)
+        async with of(total=500) as lower:  # a new configuration, while the old one still runs
+            for _ in range(2):
+                with pytest.raises(BudgetExhausted):
+                    await lower.reserve(1)
+            assert await lower.store.spent(["total"]) == {"total": 900}
+            await first.purse.settle(last, 250, state="settled")  # what was begun under the old cap ends in order
+            with pytest.raises(BudgetExhausted):
+                await lower.reserve(1)
+            async with of(total=900, on_exhausted="queue") as raised:
+                assert (await raised.reserve(50)).worst == 50
+                waiting = asyncio.create_task(raised.reserve(100, wait=0.05))
+                with pytest.raises(BudgetError):
+                    await waiting
+            async with of(total=1000) as raised:
+                assert (await raised.reserve(100)).worst == 100
+                assert await raised.store.spent(["total"]) == {"total": 1000}
+
+
+async def test_a_job_that_the_month_cannot_pay_is_not_begun_and_one_of_a_week_keeps_its_hold(of: Any) -> None:  # F25
+    async with of(monthly=1000) as here:
+        await here.spend(700)
+        with pytest.raises(BudgetExhausted):
+            await here.reserve(301, purpose="train")
+        job = await here.reserve(300, purpose="train")
+        here.now += 7 * 86_400
+        await here.purse.sweep()
+        async with of(monthly=1000) as another:
+            another.now = here.now
+            await another.purse.open()
+            await another.purse.sweep()
+            assert await another.store.holds(2e9) == [job]
+            with pytest.raises(BudgetHeld):
+                await another.reserve(1, wait=-1.0)
+        await here.purse.settle(job, 250, state="settled")
+        assert await here.store.spent(["month:2026-11"]) == {"month:2026-11": 950}
+        assert (await here.reserve(50)).worst == 50
 
 
 async def test_holds_of_the_dead_count_as_spent_and_those_of_the_living_stay(of: Any) -> None:  # F3, F4

@@ -84,7 +84,7 @@ class Remote(_Section):
     """Whether base_url may be a loopback or private address."""
     price: Price | None = None
     """Overrides the price table; necessary for models that are not in it."""
-    max_tokens: int = Field(default=1024, ge=1)
+    max_tokens: int = Field(default=1024, ge=1, le=10_000_000)
     """The most tokens of one answer; the worst case of a call is reserved for that many."""
     timeout: float = Field(default=60.0, gt=0)
     """Seconds for one attempt."""
@@ -119,6 +119,19 @@ class Remote(_Section):
             raise ValueError("should be an address such as https://api.example.com/v1")
         if parts.username is not None or parts.password is not None:
             raise ValueError("should not carry a user name or a password; use api_key_env")
+        return value
+
+    @field_validator("settings")
+    @classmethod
+    def _leave_the_rest_to_its_place(cls, value: dict[str, Json]) -> dict[str, Json]:
+        own = ("model", "max_tokens", "timeout", "temperature", "base_url", "allow_internal", "api_key")
+        found: list[Problem] = [
+            ((name,), f"does not belong here; use `{'api_key_env' if name == 'api_key' else name}` beside `settings`")
+            for name in own
+            if name in value
+        ]
+        if found:
+            _refuse(found)
         return value
 
     @model_validator(mode="after")

@@ -282,9 +282,11 @@ class Apprentice:
                 raise ConfigError("cannot serve: " + "; ".join(problems))
             check_learnable(self.config)
             evaluators = {task.name: self._evaluator(task) for task in self.config.tasks}
-            self._store = plugins.build("stores", self.config.store.backend, path=self.config.store.path)
-            self._calls = Calls(self.config, self._store, clock=self._clock, new_id=new_id, dice=self._dice)
-            try:
+            async with contextlib.AsyncExitStack() as opening:
+                self._store = plugins.build("stores", self.config.store.backend, path=self.config.store.path)
+                opening.push_async_callback(self._store.close)
+                self._calls = Calls(self.config, self._store, clock=self._clock, new_id=new_id, dice=self._dice)
+                opening.push_async_callback(self._calls.close)
                 await self._calls.open()
                 self._tasks = {
                     task.name: await self._restore(task, evaluators[task.name]) for task in self.config.tasks
@@ -292,10 +294,7 @@ class Apprentice:
                 await self._catch_up()
                 for name, live in self._tasks.items():
                     live.labels = await self._store.count(name, labelled=True)
-            except BaseException:
-                await self._calls.close()
-                await self._store.close()
-                raise
+                opening.pop_all()
             self._opened = True
 
     async def _restore(self, task: TaskConfig, evaluator: Evaluator) -> _Live:

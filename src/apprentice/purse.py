@@ -68,7 +68,7 @@ class Purse:
         until: Seconds | None = None,
     ) -> Hold:
         """The hold, booked. It waits for the holds of others until `until` (a moment of the event loop), or
-        `budget.wait` seconds, and with `on_exhausted: queue` for a new window or a raised cap as well.
+        `budget.wait` seconds, and with `on_exhausted: queue` for a new window as well.
 
         `spare`: worst cases of this call that must be left besides; `for_audits`: leave what audits will need. Raises
         BudgetHeld, BudgetExhausted. A caller who goes away meanwhile leaves no hold behind.

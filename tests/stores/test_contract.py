@@ -18,6 +18,7 @@ NAMES = [module.name for module in pkgutil.iter_modules(apprentice.stores.__path
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", NAMES)
+# F2: a_hold_is_booked_in_all_windows_or_none; F6: a_hold_ends_once; F23: amounts_are_exact; F42: hostile strings
 async def test_store_keeps_the_promise(name: str, check: Check, tmp_path: Path) -> None:
     def build(path: Path) -> Store:
         store: Store = plugins.build("stores", name, path=path)

@@ -11,6 +11,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Awaitable, Buffer, Callable, Iterator
@@ -29,7 +30,7 @@ from apprentice.errors import (
     StoreTooNew,
 )
 from apprentice.stores.sqlite import SqliteStore, build
-from apprentice.testing.stores import a_hold, a_record
+from apprentice.testing.stores import a_hold, a_record, check_store
 from apprentice.types import Cap
 
 WINDOWS = ("total", "day:2026-11-21", "task:sort/total", "task:sort/day:2026-11-21")
@@ -168,7 +169,7 @@ asyncio.run(main())
 """
 
 
-async def test_eight_processes_never_overspend_and_use_nearly_all(path: Path) -> None:
+async def test_eight_processes_never_overspend_and_use_nearly_all(path: Path) -> None:  # F1
     # They also make the store at the same time.
     processes = [child(SPEND, path, number, ",".join(WINDOWS)) for number in range(8)]
     paid = [int(process.communicate()[0]) for process in processes]
@@ -221,13 +222,13 @@ print(killed)
 """
 
 
-def test_a_migration_killed_at_any_statement_is_finished_by_the_next_start(tmp_path: Path) -> None:
+def test_a_migration_killed_at_any_statement_is_finished_by_the_next_start(tmp_path: Path) -> None:  # F39
     process = child(MIGRATE, tmp_path)
     killed = int(process.communicate()[0])
     assert killed > sum(len(step) for step in stores.MIGRATIONS)
 
 
-async def test_a_writer_that_does_not_queue_makes_us_wait_and_then_fail(path: Path) -> None:
+async def test_a_writer_that_does_not_queue_makes_us_wait_and_then_fail(path: Path) -> None:  # F30
     store = build(path, wait=0.3)
     other = apsw.Connection(str(path))
     other.execute("BEGIN IMMEDIATE")
@@ -256,6 +257,74 @@ async def test_a_process_that_stands_still_at_the_head_of_the_queue_is_not_waite
     await store.close()
     store = build(path)
     assert await store.count("sort") == 0
+    await store.close()
+
+
+async def test_every_transaction_that_writes_takes_the_write_lock_first(path: Path) -> None:  # F31
+    said: list[tuple[str, bool]] = []
+
+    def follow(connection: apsw.Connection) -> None:
+        def trace(_cursor: object, sql: str, _bindings: object) -> bool:
+            said.append((" ".join(sql.split()), connection.in_transaction))
+            return True
+
+        connection.exec_trace = trace
+
+    apsw.connection_hooks.append(follow)
+    try:
+        await check_store(build, path.parent)
+    finally:
+        apsw.connection_hooks.remove(follow)
+    begins = [sql for sql, _ in said if sql.startswith(("BEGIN", "SAVEPOINT")) and sql != "SAVEPOINT alone"]
+    assert set(begins) == {"BEGIN IMMEDIATE"}
+    inside = {sql.split()[0].upper() for sql, in_transaction in said if in_transaction}
+    outside = {sql.split()[0].upper() for sql, in_transaction in said if not in_transaction}
+    assert {"INSERT", "UPDATE", "CREATE"} <= inside
+    assert outside == {"BEGIN", "SELECT", "PRAGMA"}
+
+
+SIDE_DOOR = """
+import asyncio, os, sys
+from pathlib import Path
+from apprentice.stores.sqlite import build
+from apprentice.testing.stores import check_store
+folder = Path(sys.argv[1])
+found = set()
+def look(event, arguments):
+    if event != "open" or not isinstance(arguments[0], (str, bytes, os.PathLike)):
+        return
+    path = Path(os.fsdecode(arguments[0]))
+    new = arguments[2] & os.O_CREAT and arguments[2] & os.O_EXCL  # fails where there is a file
+    if folder in path.parents and not path.is_dir() and not path.name.endswith("-lock") and not new:
+        found.add(path.name)
+sys.addaudithook(look)
+asyncio.run(check_store(build, folder))
+assert (folder / "a_hold_ends_once").exists()
+if sys.argv[2] == "read":
+    (folder / "a_hold_ends_once").read_bytes()
+print(*found)
+"""
+
+
+@pytest.mark.parametrize(("act", "found"), [("nothing", b"\n"), ("read", b"a_hold_ends_once\n")])
+def test_nobody_but_sqlite_opens_a_database_whose_locks_would_go_with_it(
+    tmp_path: Path, act: str, found: bytes
+) -> None:  # F35
+    process = child(SIDE_DOOR, tmp_path, act)
+    said, _ = process.communicate()
+    assert (process.returncode, said) == (0, found)
+
+
+async def test_ten_thousand_calls_of_one_micro_dollar_cost_ten_thousand(path: Path) -> None:  # F24
+    store = build(path)
+    caps = [Cap(window=window, limit=10_000) for window in WINDOWS]
+    for some in range(0, 10_000, 1_000):
+        names = [f"a{number}" for number in range(some, some + 1_000)]
+        await asyncio.gather(*[store.reserve(a_hold(name, 1, WINDOWS), caps) for name in names])
+        await asyncio.gather(*[store.settle(name, 1, state="settled") for name in names])
+    assert await reconciled(store) == 10_000
+    with pytest.raises(BudgetError):
+        await store.reserve(a_hold("one more", 1, WINDOWS), caps)
     await store.close()
 
 
@@ -311,7 +380,7 @@ def broken(code: int) -> apsw.Error:
     return error
 
 
-async def test_a_full_disk_fails_the_write_and_heals_without_a_restart(path: Path, disk: Disk) -> None:
+async def test_a_full_disk_fails_the_write_and_heals_without_a_restart(path: Path, disk: Disk) -> None:  # F32
     store = build(path)
     await store.append(a_record("before"))
     disk.fail = lambda act, _: apsw.FullError() if act == "write" else None
@@ -328,7 +397,7 @@ async def test_a_full_disk_fails_the_write_and_heals_without_a_restart(path: Pat
 
 
 @pytest.mark.parametrize("code", [apsw.SQLITE_IOERR_FSYNC, apsw.SQLITE_IOERR])
-async def test_a_failed_fsync_ends_writing_until_somebody_looks(path: Path, disk: Disk, code: int) -> None:
+async def test_a_failed_fsync_ends_writing_until_somebody_looks(path: Path, disk: Disk, code: int) -> None:  # F33
     store = build(path)
     await store.append(a_record("before"))
     disk.fail = lambda act, _: broken(code) if act == "sync" else None
@@ -346,7 +415,7 @@ async def test_a_failed_fsync_ends_writing_until_somebody_looks(path: Path, disk
     assert integrity(path) == "ok"
 
 
-async def test_a_failed_fsync_of_a_checkpoint_ends_writing_too(path: Path, disk: Disk) -> None:
+async def test_a_failed_fsync_of_a_checkpoint_ends_writing_too(path: Path, disk: Disk) -> None:  # F33
     store = build(path)
     disk.fail = lambda act, name: broken(apsw.SQLITE_IOERR_FSYNC) if (act, name[-3:]) == ("sync", ".db") else None
     acknowledged = 0
@@ -364,7 +433,7 @@ async def test_a_failed_fsync_of_a_checkpoint_ends_writing_too(path: Path, disk:
 @pytest.mark.parametrize("kind", ["full", "error"])
 async def test_a_fault_at_any_input_or_output_loses_nothing_that_was_said(
     tmp_path: Path, disk: Disk, kind: str
-) -> None:
+) -> None:  # F32, F33
     calls: list[tuple[str, Callable[[SqliteStore], Awaitable[object]]]] = [
         ("reserve", lambda store: store.reserve(a_hold("a", 10, WINDOWS), [Cap(window="total", limit=10)])),
         ("append", lambda store: store.append(a_record("r"))),
@@ -436,7 +505,7 @@ async def test_the_log_does_not_grow_without_end(path: Path) -> None:
 # --- files that are not what they should be
 
 
-async def test_only_the_owner_can_read_what_is_kept(path: Path) -> None:
+async def test_only_the_owner_can_read_what_is_kept(path: Path) -> None:  # F43
     before = os.umask(0)
     try:
         store = build(path)
@@ -450,6 +519,43 @@ async def test_only_the_owner_can_read_what_is_kept(path: Path) -> None:
         os.umask(before)
 
 
+@contextlib.contextmanager
+def nobody_special(folder: Path) -> Iterator[None]:
+    """Without the rights of an administrator, to whom no folder is read-only; what is in the folder is this user's."""
+    if os.geteuid() != 0:
+        yield
+        return
+    for file in [folder, *folder.rglob("*")]:
+        os.chown(file, 65534, 65534)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("made", [False, True])
+async def test_a_folder_that_cannot_be_written_to_is_refused(made: bool) -> None:  # F43
+    with tempfile.TemporaryDirectory() as name:  # not pytest's, whose parents are closed to others
+        path = Path(name) / "state" / "store.db"
+        path.parent.mkdir(mode=0o700)
+        if made:
+            await build(path).close()
+        with nobody_special(Path(name)):
+            path.parent.chmod(0o500)
+            before = listed(path.parent)
+            try:
+                with pytest.raises(StoreError) as refused:
+                    build(path)
+                assert "store.db" in str(refused.value)
+                assert listed(path.parent) == before
+            finally:
+                path.parent.chmod(0o700)
+            store = build(path)
+            await store.reserve(a_hold("a1", 1), [])
+            await store.close()
+
+
 async def test_a_file_that_others_can_read_is_tightened(path: Path) -> None:
     await build(path).close()
     loosen(path)
@@ -457,7 +563,7 @@ async def test_a_file_that_others_can_read_is_tightened(path: Path) -> None:
     assert mode(path) == 0o600
 
 
-async def test_a_store_of_a_newer_apprentice_is_left_alone(path: Path) -> None:
+async def test_a_store_of_a_newer_apprentice_is_left_alone(path: Path) -> None:  # F39
     await build(path).close()
     connection = apsw.Connection(str(path))
     connection.pragma("user_version", len(stores.MIGRATIONS) + 1)
@@ -494,7 +600,18 @@ async def test_a_place_where_no_file_can_be_is_refused(tmp_path: Path) -> None:
             build(path)
 
 
-async def test_a_sqlite_that_corrupts_logs_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_disk_on_which_processes_cannot_share_memory_is_refused(path: Path) -> None:
+    vfs = apsw.VFS("no locks", "unix-none", makedefault=True)  # as SQLite treats a disk that knows no locks
+    try:
+        with pytest.raises(StoreError, match="no write-ahead log") as refused:
+            build(path)
+        assert "network" in str(refused.value.hint)
+    finally:
+        vfs.unregister()
+    await build(path).close()
+
+
+async def test_a_sqlite_that_corrupts_logs_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # F38
     monkeypatch.setattr(apsw, "sqlite_lib_version", lambda: "3.51.2")
     with pytest.raises(StoreError, match=r"3\.51\.2"):
         build(path)
@@ -545,7 +662,7 @@ async def test_an_altered_window_is_an_error_and_never_room(path: Path, statemen
     await store.close()
 
 
-async def test_a_flipped_byte_is_an_error_or_harmless_and_never_other_money(tmp_path: Path) -> None:
+async def test_a_flipped_byte_is_an_error_or_harmless_and_never_other_money(tmp_path: Path) -> None:  # F40
     sound = tmp_path / "sound.db"
     store = build(sound)
     for number in range(30):
