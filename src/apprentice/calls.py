@@ -8,9 +8,9 @@ and counted as spent when nobody knows.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
 from decimal import Decimal
 from functools import partial
 from random import Random
@@ -32,6 +32,7 @@ from apprentice.errors import (
     OutcomeUnknown,
     OutOfMoney,
     PriceUnknown,
+    StoreError,
 )
 from apprentice.purse import Purse, suspended_models
 from apprentice.throttle import Throttle
@@ -129,7 +130,7 @@ class Provider:
             retry_after=told,
         )
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def slot(self, deadline: Seconds | None) -> AsyncIterator[None]:
         """One of the calls that may be in flight. Raises DeadlineExceeded when none comes free in time."""
         try:
@@ -313,7 +314,8 @@ class Calls:
                 raise OutcomeUnknown(problem, retryable=False) from error
             outcome: Outcome = "answered" if answer.usage is not None else "answered_no_usage"
             cost = await self._settle(attempts, hold, outcome, answer.usage, provider, answer.problem)
-        await self.purse.watch(task)
+        with contextlib.suppress(StoreError):  # the answer is paid for; what was not said is said after the next call
+            await self.purse.watch(task)
         if answer.output is None:
             raise InvalidAnswer(f"{provider.name}: {answer.problem}")
         task.validate_output(answer.output)

@@ -121,7 +121,6 @@ class Purse:
         caps = [cap for cap in self.caps(task, self.now()) if cap.limit > 0]
         if not caps or self._unseen < _NOTICED * min(cap.limit for cap in caps):
             return
-        self._unseen = 0
         spent = await self._store.spent([cap.window for cap in caps])
         for cap in caps:
             used = spent[cap.window] / cap.limit
@@ -134,6 +133,7 @@ class Purse:
                 when = datetime.fromtimestamp(moment, self._zone)
                 message = f"{cap.window}: at this rate the cap is reached on {when:%Y-%m-%d %H:%M}"
                 await self._warn(task, cap, "forecast", message, spent[cap.window])
+        self._unseen = 0
 
     async def foresee(self, task: TaskConfig, *, gap: Seconds, level: float) -> None:
         """Keep back what the audits of the task will need, and record INFEASIBLE, once a window, for each cap that cannot
