@@ -26,6 +26,7 @@ from apprentice.errors import (
     BudgetError,
     BudgetExhausted,
     ConfigError,
+    DeadlineExceeded,
     ModelUnavailable,
     OutOfMoney,
     StoreBusy,
@@ -34,7 +35,7 @@ from apprentice.errors import (
 from apprentice.testing.formats import FORMATS, Said
 from apprentice.testing.servers import Reply, serve_openai
 from apprentice.throttle import FAILURES, RETRIES, SAVED
-from apprentice.types import Answer, Attempt, Json, Spending, Store, Usage
+from apprentice.types import Answer, Attempt, Json, Seconds, Spending, Store, Usage
 from tests.conftest import honest
 from tests.stores.test_sqlite import Disk, broken
 
@@ -49,9 +50,10 @@ class Asking:
         self.calls = Calls(config, store, clock=lambda: 1.8e9, new_id=new_id, dice=Random(3))
         self.attempts: list[Attempt] = []
 
-    async def ask(self) -> Answer:
+    async def ask(self, *, within: Seconds | None = None) -> Answer:
         task, input = self.config.tasks[0], {"text": "a pear"}
-        return await self.calls.ask(task, input, purpose="serve", deadline=None, attempts=self.attempts)
+        until = None if within is None else asyncio.get_running_loop().time() + within
+        return await self.calls.ask(task, input, purpose="serve", deadline=until, attempts=self.attempts)
 
     @property
     def worst(self) -> int:
@@ -113,6 +115,19 @@ async def test_in_an_outage_of_all_providers_attempts_are_few_and_the_error_says
         assert said.value.retryable
         assert len(down.requests) <= (1 + RETRIES) * 40 + SAVED / 2
         assert await one.store.spent(["total"]) == {"total": 0}
+
+
+async def test_a_provider_that_hangs_until_the_callers_give_up_is_left_alone_too(
+    configured: Configured, tmp_path: Path
+) -> None:  # F47
+    never = Reply(wait=asyncio.Event())
+    async with serve_openai(lambda _: never) as hanging, serve_openai(honest) as up:
+        slow = configured(hanging.url, remote={"timeout": 0.2})
+        async with asking(with_second(slow, up.url, timeout=20.0), tmp_path) as one:
+            for _ in range(FAILURES):
+                with pytest.raises(DeadlineExceeded):
+                    await one.ask(within=0.15)
+            assert (await one.ask(within=10.0)).output == {"kind": "fruit"}
 
 
 async def test_a_provider_without_money_is_left_alone_and_others_are_used(

@@ -40,6 +40,7 @@ from apprentice.types import Answer, Attempt, Hold, Json, Micros, Purpose, Secon
 
 _FIRST_WAIT: Seconds = 0.25  # before the first retry; doubled each time, jittered, never beyond the caller's deadline
 _LONGEST_WAIT: Seconds = 60.0  # a provider that asks for more is left alone: the next one is tried instead
+_FAIR: Seconds = 1.0  # who has not answered within this is slow; a deadline before it is the caller's affair
 _LONGEST_PAUSE: Seconds = 5.0  # a provider that may be asked so soon is waited for
 _MEASURES = ("repeat", "probe")  # compare the first remote with itself, and answer nobody's request
 
@@ -117,6 +118,11 @@ class Provider:
             self.throttle.answered(now)
         else:
             self.throttle.gave_up()
+
+    def kept_waiting(self, sent: Seconds, now: Seconds) -> None:
+        """A caller's deadline passed. It says something about the provider where it had a fair time to answer."""
+        if now - sent >= min(_FAIR, self.remote.timeout / 2):
+            self.throttle.failed(now)
 
     def left_alone(self, wait: Seconds) -> ModelUnavailable:
         """The error for a call that is not sent because the provider should not be asked now."""
@@ -295,10 +301,12 @@ class Calls:
                 problem = "the deadline passed before the call could be sent"
                 await self._settle(attempts, hold, "not_sent", None, provider, problem)
                 raise DeadlineExceeded(f"{provider.name}: {problem}")
+            sent = asyncio.get_running_loop().time()
             try:
                 async with asyncio.timeout_at(deadline):
                     answer: Answer = await model.answer(task.task, input)
             except TimeoutError as error:
+                provider.kept_waiting(sent, asyncio.get_running_loop().time())
                 await self._settle(attempts, hold, "unknown", None, provider, "the caller's deadline passed")
                 raise DeadlineExceeded(f"{provider.name} did not answer before the deadline") from error
             except asyncio.CancelledError:
