@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from typing import Literal
 from zoneinfo import ZoneInfo
 
 from apprentice import budget
@@ -99,12 +100,12 @@ class Purse:
         finally:
             self._line.release()
 
-    async def settle(self, hold: Hold, cost: Micros, *, state: str) -> None:
+    async def settle(self, hold: Hold, cost: Micros, *, state: Literal["settled", "assumed", "released"]) -> None:
         """Close the hold with what the call did cost. More than was held is booked as it is, and said."""
         if state == "settled" and hold.purpose == "serve":
             mean = self._means.get(hold.task, float(cost))
             self._means[hold.task] = mean + (cost - mean) / _REMEMBERED
-        await self._store.settle(hold.attempt_id, cost, state=state)  # type: ignore[arg-type]
+        await self._store.settle(hold.attempt_id, cost, state=state)
         self._freed.set()
         self._unseen += cost
         if cost > hold.worst:
