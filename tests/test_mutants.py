@@ -110,13 +110,7 @@ MUTANTS = [
         ),
     ),
     *_of(
-        "stores/sqlite.py",
-        (
-            "a commit is not on the disk when it is acknowledged",
-            'connection.pragma("synchronous", "FULL")',
-            'connection.pragma("synchronous", "NORMAL")',
-            "tests/stores/test_faults.py::test_a_fault_at_any_operation_leaves_calls_whole_or_undone[power]",
-        ),
+        "stores/_writer.py",
         (
             "a transaction begins without the lock",
             'self._connection.execute("BEGIN IMMEDIATE")',
@@ -146,6 +140,15 @@ MUTANTS = [
             "if lost or code in FSYNC_CODES or isinstance(known, StoreCorrupt):",
             "if isinstance(known, StoreCorrupt):",
             f"{SQLITE}::test_a_failed_fsync_ends_writing_until_somebody_looks",
+        ),
+    ),
+    *_of(
+        "stores/sqlite.py",
+        (
+            "a commit is not on the disk when it is acknowledged",
+            'connection.pragma("synchronous", "FULL")',
+            'connection.pragma("synchronous", "NORMAL")',
+            "tests/stores/test_faults.py::test_a_fault_at_any_operation_leaves_calls_whole_or_undone[power]",
         ),
         (
             "a hold of this very moment is old",

@@ -16,7 +16,7 @@ PLUGIN_FOLDERS = ("models", "trainers", "evaluators", "verifiers", "encoders", "
 PLUGINS = {
     f"apprentice.{path.parent.name}.{path.stem}"
     for path in MODULES
-    if path.parent.name in PLUGIN_FOLDERS and path.stem != "__init__"
+    if path.parent.name in PLUGIN_FOLDERS and not path.stem.startswith("_")  # what several files share is no plugin
 }
 SAY_NOTHING = {
     "util",

@@ -620,7 +620,9 @@ class Apprentice:
                 lower = confidence.summary(live.state, live.settings).detail.get("repeat_lower")
                 await live.probes.round(probe.allowed(sum(live.state.repeats_low), lower))
             name = live.config.name
-            live.urgent = decide.is_urgent(await self._store.versions(name), await self._store.events(name))
+            live.urgent = decide.is_urgent(
+                await self._store.versions(name), await self._store.events(name, names=sorted(decide.URGENT))
+            )
         except StoreError:
             pass  # a store that fails is said to the requests, which need it, too; the next look tries again
         finally:

@@ -82,7 +82,7 @@ async def due(config: Config, task: TaskConfig, store: Store) -> bool:
     versions = await store.versions(task.name)
     before = max((version.metrics.get("labels", 0) for version in versions), default=0)
     batch = (task.local or config.local).fine_tune_batch_size
-    urgent = decide.is_urgent(versions, await store.events(task.name))
+    urgent = decide.is_urgent(versions, await store.events(task.name, names=sorted(decide.URGENT)))
     first = task.confidence_thresholds.phase1_to_phase2
     return decide.needs_training(labels - before, before, batch, first, urgent=urgent)
 

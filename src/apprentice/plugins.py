@@ -27,7 +27,7 @@ type Kind = Literal["models", "trainers", "evaluators", "verifiers", "encoders",
 def names(kind: Kind) -> list[str]:
     """The names that a configuration may use, sorted; nothing is imported for it but the folder."""
     folder = importlib.import_module(f"apprentice.{kind}")
-    built_in = {module.name for module in pkgutil.iter_modules(folder.__path__)}
+    built_in = {module.name for module in pkgutil.iter_modules(folder.__path__) if not module.name.startswith("_")}
     return sorted(built_in | {point.name for point in entry_points(group=f"apprentice.{kind}")})
 
 

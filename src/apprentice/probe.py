@@ -164,15 +164,8 @@ class Probes:
         return frozen
 
     async def _last(self) -> Event | None:
-        limit = 100
-        while True:
-            events = await self._store.events(self._task.name, limit=limit)
-            for event in reversed(events):
-                if event.name == "PROBED":
-                    return event
-            if len(events) < limit:
-                return None
-            limit *= 10
+        events = await self._store.events(self._task.name, names=["PROBED"], limit=1)
+        return events[0] if events else None
 
     async def _freeze(self) -> _Frozen | None:
         """The first Records with different inputs that the remote in use answered."""

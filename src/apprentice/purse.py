@@ -240,10 +240,10 @@ class Purse:
 async def suspended_models(store: Store) -> dict[str, str]:
     """The models that billed more than was possible and that nobody has spoken for since, with a task that each served."""
     found: dict[str, str] = {}
-    for event in await store.events(limit=_EVENTS):
+    for event in await store.events(names=["CONTRACT_BROKEN", "MODEL_RESUMED"], limit=_EVENTS):
         if event.name == "CONTRACT_BROKEN":
             found[event.evidence["model"]] = event.task
-        elif event.name == "MODEL_RESUMED":
+        else:
             found.pop(event.evidence["model"], None)
     return found
 

@@ -11,7 +11,7 @@ from apprentice import plugins
 from apprentice.testing.encoders import CHECKS, Check
 from apprentice.types import Encoder
 
-NAMES = [module.name for module in pkgutil.iter_modules(apprentice.encoders.__path__)]
+NAMES = [module.name for module in pkgutil.iter_modules(apprentice.encoders.__path__) if module.name[0] != "_"]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

@@ -17,7 +17,7 @@ from apprentice.testing.models import CHECKS, REMOTE_CHECKS, STREAM_CHECKS, TASK
 from apprentice.testing.servers import asked, serve_anthropic, serve_google, serve_openai, serve_responses
 from apprentice.types import Example, Json, Model
 
-FILES = sorted(module.name for module in pkgutil.iter_modules(apprentice.models.__path__))
+FILES = sorted(module.name for module in pkgutil.iter_modules(apprentice.models.__path__) if module.name[0] != "_")
 PAIRS: list[tuple[Json, Json]] = [
     ({"text": "win a prize"}, {"label": "spam"}),
     ({"text": "lunch at noon"}, {"label": "ham"}),

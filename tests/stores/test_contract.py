@@ -13,7 +13,7 @@ from apprentice import plugins
 from apprentice.testing.stores import CHECKS, HOSTILE, Check
 from apprentice.types import Store
 
-NAMES = [module.name for module in pkgutil.iter_modules(apprentice.stores.__path__)]
+NAMES = [module.name for module in pkgutil.iter_modules(apprentice.stores.__path__) if module.name[0] != "_"]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

@@ -12,7 +12,7 @@ from apprentice import plugins
 from apprentice.testing.trainers import CHECKS, TASK, Case, Check
 from apprentice.types import Checkpoint, Model
 
-NAMES = [module.name for module in pkgutil.iter_modules(apprentice.trainers.__path__)]
+NAMES = [module.name for module in pkgutil.iter_modules(apprentice.trainers.__path__) if module.name[0] != "_"]
 FREE_TEXT = {"type": "object", "properties": {"reply": {"type": "string", "x-free-text": True}}, "required": ["reply"]}
 
 

@@ -130,6 +130,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             SELECT task, id, COALESCE((SELECT MAX(seq) FROM records WHERE records.at <= promoted_at), 0), promoted_at
             FROM versions WHERE promoted_at IS NOT NULL ORDER BY promoted_at""",
     ),
+    ("CREATE INDEX events_named ON events (name, task)",),
 )
 FIXED = (3, 51, 3)  # before it, a WAL database could be corrupted: https://sqlite.org/wal.html#walresetbug
 

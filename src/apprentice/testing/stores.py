@@ -421,6 +421,8 @@ async def events_come_back_in_order_and_once_a_key(build: Build, path: Path) -> 
         _same([event.message for event in await store.events(limit=2)], ["first", "third"], "the last Events")
         _same((await store.events("sort"))[:5], [event for event in events if event.task == "sort"], "of one task")
         _same(await store.events("unknown"), [], "Events of an unknown task")
+        of_name = await store.events("sort", names=["done", "never"], limit=1)
+        _same([event.message for event in of_name], ["first"], "the last Event of a name")
 
 
 # --- money

@@ -1,0 +1,407 @@
+"""The thread through which every write to a SQLite store goes, and the statements that it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from apprentice.errors import ApprenticeError, IdempotencyConflict, StoreBusy, StoreCorrupt, StoreError, StoreFull
+from apprentice.stores import (
+    LEDGER_COLUMNS,
+    RECORD_COLUMNS,
+    Amount,
+    Books,
+    Entry,
+    entry_row,
+    from_text,
+    read_amount,
+    read_entry,
+    runs,
+    to_text,
+)
+from apprentice.types import Seconds
+
+type Row = tuple[Any, ...]
+
+GROUP = 512  # writes in one transaction
+WAL_PAGES = 1000  # 4 MiB, then what is in the log goes to the database
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+FSYNC_CODES = {apsw.SQLITE_IOERR_FSYNC, apsw.SQLITE_IOERR_DIR_FSYNC}
+_ENTRY_AGAIN = "ON CONFLICT DO UPDATE SET state = excluded.state, cost = excluded.cost, seal = excluded.seal"
+_WINDOW_AGAIN = "ON CONFLICT DO UPDATE SET spent = excluded.spent, held = excluded.held, seal = excluded.seal"
+ALL_WINDOWS = ""  # the row of `windows` that counts the others
+
+
+@dataclass(frozen=True, slots=True)
+class Booking:
+    attempt_id: str
+    windows: tuple[str, ...]
+    act: Callable[[Books], None]
+
+
+type _Job = Row | Booking | Callable[[apsw.Connection], Any]  # a Record, a change of the ledger, any other change
+
+
+@dataclass(slots=True)
+class _Write:
+    """One job on its way to the writer, and back to the loop where its caller waits."""
+
+    job: _Job
+    future: asyncio.Future[Any]
+    result: Any = None
+    error: Exception | None = None
+    begun: bool = False  # from here on it is too late to give up
+    done: bool = False
+
+
+class Writer:
+    """The thread through which every write goes: jobs that wait at the same time share one transaction.
+
+    All are held back until the commit is on the disk. A job that fails on its own account leaves the others alone;
+    after a commit or an fsync that failed nobody knows what is on the disk, and no write is accepted any more.
+    """
+
+    def __init__(self, path: Path, turn: int, connection: apsw.Connection, wait: Seconds) -> None:
+        self.closed = False
+        self._ended: Future[None] = Future()
+        self._path = path
+        self._turn = turn
+        self._connection = connection
+        self._wait = wait
+        self._inbox: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._gate = threading.Lock()  # guards `closed` with the inbox, and `begun` with `done`
+        self._broken: str | None = None
+        self._log_pages = 0
+        connection.set_busy_timeout(0)
+        connection.wal_autocheckpoint(0)  # it hides a failed fsync; `_checkpoint` does not
+        connection.set_wal_hook(self._logged)
+        threading.Thread(target=self._run, name="apprentice-write", daemon=True).start()
+
+    async def submit(self, job: _Job) -> Any:
+        loop = asyncio.get_running_loop()
+        write = _Write(job, loop.create_future())
+        with self._gate:
+            if self.closed:
+                raise StoreError(f"{self._path}: the store is closed")
+            self._inbox.put(write)
+        timer = loop.call_later(self._wait, self._give_up, write)
+        try:
+            return await write.future
+        finally:
+            timer.cancel()
+
+    def close(self) -> bool:
+        """Tell the thread to end after what waits. False if somebody has told it before."""
+        with self._gate:
+            if self.closed:
+                return False
+            self.closed = True
+            self._inbox.put(None)
+            return True
+
+    async def end(self) -> None:
+        """Wait until the thread has ended. Raises StoreBusy when another process does not let it."""
+        try:
+            await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self._ended)), self._wait)
+        except TimeoutError as error:
+            raise self._too_long() from error
+
+    def _too_long(self) -> StoreBusy:
+        return StoreBusy(f"{self._path}: another process held the store for {self._wait:g} s")
+
+    def _give_up(self, write: _Write) -> None:
+        with self._gate:
+            if write.begun or write.done:
+                return
+            write.done = True
+        if not write.future.done():
+            write.future.set_exception(self._too_long())
+
+    def _run(self) -> None:
+        waiting: list[_Write] = []
+        ending = False
+        while waiting or not ending:
+            ending = self._collect(waiting, ending)
+            if waiting:
+                try:
+                    fcntl.flock(self._turn, fcntl.LOCK_EX)
+                    ending = self._collect(waiting, ending)  # who came while we stood in the queue
+                    self._serve(waiting)
+                except OSError as error:
+                    self._fail_all(waiting, error)
+                finally:
+                    fcntl.flock(self._turn, fcntl.LOCK_UN)
+            _release([write for write in waiting if write.done])
+            waiting = [write for write in waiting if not write.done]
+            self._checkpoint()
+        os.close(self._turn)
+        try:
+            self._connection.close()
+        except apsw.Error as error:
+            self._ended.set_exception(translated(error, self._path, 0))
+        else:
+            self._ended.set_result(None)
+
+    def _collect(self, waiting: list[_Write], ending: bool) -> bool:
+        """Add what has come in; sleep only if nothing waits. True when the last has come."""
+        with contextlib.suppress(queue.Empty):
+            while len(waiting) < GROUP and not ending:
+                write = self._inbox.get(block=not waiting)
+                if write is None:
+                    return True
+                waiting.append(write)
+        return ending
+
+    def _serve(self, waiting: list[_Write]) -> None:
+        if self._broken is not None:
+            return _fail(waiting, StoreError(self._broken, hint="check the disk, then restart"))
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+        except apsw.BusyError:  # by somebody who does not queue: a person at the file, a backup
+            return time.sleep(0.002)
+        except apsw.Error as error:
+            return self._fail_all(waiting, error)
+        with self._gate:
+            waiting[:] = [write for write in waiting if not write.done]
+            for write in waiting:
+                write.begun = True
+        return self._transact(waiting)
+
+    def _transact(self, waiting: Sequence[_Write]) -> None:
+        committing = False
+        try:
+            self._work(waiting)
+            committing = True
+            self._connection.execute("COMMIT")
+        except Exception as error:  # noqa: BLE001 - whatever it is, the callers get it and the thread lives on
+            self._fail_all(waiting, error, committing=committing)
+
+    def _work(self, waiting: Sequence[_Write]) -> None:
+        bookings: list[tuple[_Write, Booking]] = []
+        appends: list[tuple[_Write, Row]] = []
+        for write in waiting:
+            write.done = True
+            match write.job:
+                case Booking() as booking:
+                    bookings.append((write, booking))
+                case tuple() as row:
+                    appends.append((write, row))
+                case change:
+                    with self._alone(write):
+                        write.result = change(self._connection)
+        if bookings:
+            self._book(bookings)
+        for some in runs(appends):
+            self._append(some)
+
+    def _append(self, some: Sequence[tuple[_Write, Row]]) -> None:
+        try:
+            insert(self._connection, "records", RECORD_COLUMNS, [row for _, row in some])
+        except apsw.ConstraintError:  # none of them is in
+            if len(some) > 1:
+                for one in some:
+                    self._append([one])
+            else:
+                some[0][0].error = self._why_not(some[0][1])
+            return
+        last = self._connection.last_insert_rowid()  # AUTOINCREMENT under the write lock: the numbers have no gap
+        for number, (write, _) in enumerate(some, start=last - len(some) + 1):
+            write.result = number
+
+    def _why_not(self, row: Row) -> ApprenticeError:
+        values = dict(zip(RECORD_COLUMNS.split(", "), row, strict=True))
+        key = (values["task"], values["idempotency_key"])
+        if fetch(self._connection, "SELECT 1 FROM records WHERE request_id = ?", (values["request_id"],)):
+            return StoreError(f"request {from_text(values['request_id'])!r} is recorded already", hint="use a fresh id")
+        if fetch(self._connection, "SELECT 1 FROM records WHERE task = ? AND idempotency_key = ?", key):
+            return IdempotencyConflict(f"idempotency key {from_text(key[1])!r} of task {from_text(key[0])!r} is taken")
+        return StoreError(f"request {from_text(values['request_id'])!r} does not fit the table of Records")
+
+    def _book(self, some: Sequence[tuple[_Write, Booking]]) -> None:
+        try:
+            books = self._load(some)
+        except StoreCorrupt as error:
+            if len(some) == 1:
+                some[0][0].error = error
+            else:  # a damaged row is the trouble of those who need it
+                for one in some:
+                    self._book([one])
+            return
+        for write, booking in some:
+            try:
+                booking.act(books)
+            except ApprenticeError as error:
+                write.error = error
+        self._save(books)
+
+    def _load(self, some: Sequence[tuple[_Write, Booking]]) -> Books:
+        entries: dict[str, Entry] = {}
+        attempts = [booking.attempt_id for _, booking in some]
+        try:
+            for row in fetch_where(self._connection, f"SELECT {LEDGER_COLUMNS} FROM ledger WHERE attempt_id", attempts):
+                entry = read_entry(row)
+                entries[entry.hold.attempt_id] = entry
+            windows = {window for _, booking in some for window in booking.windows}
+            windows.update(window for entry in entries.values() for window in entry.hold.windows)
+            return Books(entries, amounts_of(self._connection, [ALL_WINDOWS, *windows]))
+        except (ValueError, TypeError) as error:
+            raise StoreCorrupt(f"{self._path}: damaged row in the ledger: {error}") from error
+
+    def _save(self, books: Books) -> None:
+        rows = [entry_row(books.entries[attempt]) for attempt in books.changed_entries]
+        for some in runs(rows):
+            insert(self._connection, "ledger", LEDGER_COLUMNS, some, _ENTRY_AGAIN)
+        new = books.changed_windows - books.known_windows
+        if new:
+            books.amounts.setdefault(ALL_WINDOWS, Amount()).spent += len(new)
+            books.changed_windows.add(ALL_WINDOWS)
+        amounts = [(window, books.amounts[window]) for window in sorted(books.changed_windows)]
+        rows = [(to_text(window), amount.spent, amount.held, amount.seal(window)) for window, amount in amounts]
+        for some in runs(rows):
+            insert(self._connection, "windows", "key, spent, held, seal", some, _WINDOW_AGAIN)
+
+    @contextlib.contextmanager
+    def _alone(self, write: _Write) -> Iterator[None]:
+        """What fails inside is undone, and is the trouble of this write only; unless the whole transaction is gone."""
+        self._connection.execute("SAVEPOINT alone")
+        try:
+            yield
+        except (ApprenticeError, apsw.ConstraintError, ValueError, TypeError, OverflowError) as error:
+            self._connection.execute("ROLLBACK TO alone")
+            write.error = self._translated(error)
+        self._connection.execute("RELEASE alone")
+
+    # --- when it goes wrong
+
+    def _fail_all(self, writes: Sequence[_Write], error: Exception, *, committing: bool = False) -> None:
+        # Named before anything else is asked of the connection, which forgets the system's error then.
+        known = self._translated(error)
+        code = getattr(error, "extendedresult", 0)
+        lost = isinstance(error, apsw.IOError) and not isinstance(known, StoreFull) and committing
+        if lost or code in FSYNC_CODES or isinstance(known, StoreCorrupt):
+            self._broken = f"{self._path}: no more writes since a write failed: {known}"
+        try:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        except apsw.Error as second:
+            self._broken = self._broken or f"{self._path}: no more writes since one could not be undone: {second}"
+        _fail(writes, known)
+
+    def _translated(self, error: Exception) -> ApprenticeError:
+        return translated(error, self._path, self._connection.system_errno)
+
+    def _logged(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
+        self._log_pages = pages
+        return apsw.SQLITE_OK
+
+    def _checkpoint(self) -> None:
+        """Bring the log into the database, when it is long; after the callers have gone, so that none waits for it."""
+        if self._log_pages < WAL_PAGES or self._broken is not None:
+            return
+        self._log_pages = 0
+        try:
+            self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except apsw.Error as error:
+            known = self._translated(error)
+            if not isinstance(known, StoreBusy | StoreFull):  # those leave the log as it is; the next one tries again
+                self._broken = f"{self._path}: no more writes since a checkpoint failed: {known}"
+
+
+def _fail(writes: Sequence[_Write], error: ApprenticeError) -> None:
+    for write in writes:
+        write.done = True
+        write.error = type(error)(str(error), hint=error.hint)  # its own: a raised error collects the raiser's frames
+        write.error.__cause__ = error.__cause__
+
+
+def _release(writes: Sequence[_Write]) -> None:
+    """Wake the callers, once a loop: waking a loop is a system call."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Write]] = {}
+    for write in writes:
+        by_loop.setdefault(write.future.get_loop(), []).append(write)
+    for loop, some in by_loop.items():
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(_resolve, some)
+
+
+def _resolve(writes: Sequence[_Write]) -> None:
+    for write in writes:
+        if write.future.done():  # cancelled meanwhile; what was written stays written
+            continue
+        if write.error is not None:
+            write.future.set_exception(write.error)
+        else:
+            write.future.set_result(write.result)
+
+
+# --- statements
+
+
+def fetch(connection: apsw.Connection, sql: str, values: Row = ()) -> list[Row]:
+    return connection.execute(sql, values).fetchall()
+
+
+def fetch_where(connection: apsw.Connection, sql: str, keys: Sequence[str]) -> Iterator[Row]:
+    """The rows whose last-named column is one of the keys."""
+    for some in runs(sorted({to_text(key) for key in keys})):
+        yield from fetch(connection, f"{sql} IN ({_places(len(some))})", tuple(some))
+
+
+def insert(connection: apsw.Connection, table: str, columns: str, rows: Sequence[Row], conflict: str = "") -> None:
+    places = ", ".join([f"({_places(len(rows[0]))})"] * len(rows))
+    sql = f"INSERT INTO {table} ({columns}) VALUES {places} {conflict}"
+    connection.execute(sql, [value for row in rows for value in row])
+
+
+def _places(number: int) -> str:
+    return ", ".join("?" * number)
+
+
+def amounts_of(connection: apsw.Connection, windows: Sequence[str]) -> dict[str, Amount]:
+    """The amount of each window; empty for one without a row, after a look that no row got lost.
+
+    A damaged page can hide a row. Rows are few (days times tasks), and a window is new once, so all are counted then.
+    """
+    sql = "SELECT key, spent, held, seal FROM windows"
+    found = dict(read_amount(*row) for row in fetch_where(connection, f"{sql} WHERE key", windows))
+    if len(found) < len(set(windows)):
+        found = dict(read_amount(*row) for row in fetch(connection, sql))
+        expected = found[ALL_WINDOWS].spent if ALL_WINDOWS in found else 0
+        if len(found.keys() - {ALL_WINDOWS}) != expected:
+            raise StoreCorrupt(f"the ledger has {len(found) - 1} windows, and should have {expected}")
+    return found
+
+
+def translated(error: Exception, path: Path, system_errno: int) -> ApprenticeError:
+    code: int = getattr(error, "extendedresult", 0)
+    match error:
+        case ApprenticeError():
+            return error
+        case apsw.BusyError() | apsw.LockedError():
+            known: ApprenticeError = StoreBusy(f"{path}: another process holds the store")
+        case apsw.FullError():
+            known = StoreFull(f"{path}: the disk is full")
+        case apsw.IOError() if system_errno in NO_SPACE and code not in FSYNC_CODES:
+            known = StoreFull(f"{path}: the disk is full")
+        case apsw.CorruptError() | apsw.NotADBError() | apsw.FormatError():
+            known = StoreCorrupt(f"{path}: {error}")
+        case apsw.Error():
+            name = apsw.mapping_extended_result_codes.get(code, type(error).__name__)
+            known = StoreError(f"{path}: {error} ({name})")
+        case _:
+            known = StoreError(f"{path}: {type(error).__name__}: {error}")
+    known.__cause__ = error
+    return known
