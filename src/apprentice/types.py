@@ -178,6 +178,21 @@ class Evidence(NamedTuple):
     repeat: float | None = None  # the remote's agreement with itself, where it was asked twice
 
 
+class Correction(Value):
+    """What a person said about a request: the right output, that the served one is right, or that neither was meant.
+
+    The last word about a request counts. Nothing is ever overwritten.
+    """
+
+    request_id: str
+    task: str
+    at: Seconds
+    action: Literal["corrected", "approved", "withdrawn"]
+    target: Json = None  # the right output; None where it was withdrawn
+    by: str = ""
+    comment: str = ""
+
+
 class Example(Value):
     """One training row, with where it came from and why it may be used."""
 
@@ -374,6 +389,9 @@ class Store(Protocol):
     async def versions(self, task: str) -> list[Version]: ...
     async def promote(self, task: str, version: str, at: Seconds, *, lease: Lease | None = None) -> None: ...
     async def certify(self, task: str, version: str, at: Seconds) -> None: ...
+
+    async def add_correction(self, correction: Correction) -> None: ...
+    async def corrections(self, task: str, *, request_id: str | None = None) -> list[Correction]: ...
 
     async def add_event(self, event: Event) -> None: ...
     async def events(

@@ -18,7 +18,20 @@ from typing import Any, Literal
 import apsw
 
 from apprentice.errors import BudgetExhausted, BudgetHeld, StoreCorrupt, StoreError, StoreTooNew
-from apprentice.types import Cap, Event, Evidence, Hold, Json, Micros, Mode, Promotion, Record, Seconds, Version
+from apprentice.types import (
+    Cap,
+    Correction,
+    Event,
+    Evidence,
+    Hold,
+    Json,
+    Micros,
+    Mode,
+    Promotion,
+    Record,
+    Seconds,
+    Version,
+)
 
 type EndState = Literal["settled", "assumed", "released"]
 
@@ -131,6 +144,21 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             FROM versions WHERE promoted_at IS NOT NULL ORDER BY promoted_at""",
     ),
     ("CREATE INDEX events_named ON events (name, task)",),
+    (
+        """CREATE TABLE corrections (
+            number INTEGER PRIMARY KEY AUTOINCREMENT,
+            request_id TEXT NOT NULL,
+            task TEXT NOT NULL,
+            at REAL NOT NULL,
+            action TEXT NOT NULL,
+            target TEXT NOT NULL,
+            by TEXT NOT NULL,
+            comment TEXT NOT NULL
+        )""",
+        "CREATE INDEX corrections_of ON corrections (task, request_id)",
+        """CREATE TRIGGER corrections_no_update BEFORE UPDATE ON corrections
+            BEGIN SELECT RAISE(ABORT, 'corrections are append-only'); END""",
+    ),
 )
 FIXED = (3, 51, 3)  # before it, a WAL database could be corrupted: https://sqlite.org/wal.html#walresetbug
 
@@ -499,6 +527,30 @@ def read_event(row: Sequence[Any]) -> Event:
         message=from_text(message),
         evidence=json.loads(evidence),
         key=None if key is None else from_text(key),
+    )
+
+
+CORRECTION_COLUMNS = "request_id, task, at, action, target, by, comment"
+
+
+def correction_row(made: Correction) -> tuple[str | float, ...]:
+    """What a store writes for a Correction, in the order of `CORRECTION_COLUMNS`."""
+    target = to_json(made.target, f"correction of request {made.request_id!r}: target")
+    texts = to_text(made.by), to_text(made.comment)
+    return (to_text(made.request_id), to_text(made.task), made.at, made.action, target, *texts)
+
+
+def read_correction(row: Sequence[Any]) -> Correction:
+    """The Correction of a row of `CORRECTION_COLUMNS`."""
+    request_id, task, at, action, target, by, comment = row
+    return Correction(
+        request_id=from_text(request_id),
+        task=from_text(task),
+        at=at,
+        action=action,
+        target=json.loads(target),
+        by=from_text(by),
+        comment=from_text(comment),
     )
 
 

@@ -29,6 +29,7 @@ import apsw
 from apprentice.errors import StoreCorrupt, StoreError, StoreFull
 from apprentice.stores import (
     APPLICATION_ID,
+    CORRECTION_COLUMNS,
     EVENT_COLUMNS,
     EVIDENCE_COLUMNS,
     LARGEST,
@@ -37,10 +38,12 @@ from apprentice.stores import (
     Amount,
     EndState,
     check_sqlite,
+    correction_row,
     event_row,
     from_text,
     migrate,
     next_version_id,
+    read_correction,
     read_entry,
     read_event,
     read_evidence,
@@ -53,7 +56,7 @@ from apprentice.stores import (
     version_row,
 )
 from apprentice.stores._writer import NO_SPACE, Booking, Row, Writer, amounts_of, fetch, insert, translated
-from apprentice.types import Cap, Changes, Event, Hold, Lease, Micros, Record, Seconds, Spending, Version
+from apprentice.types import Cap, Changes, Correction, Event, Hold, Lease, Micros, Record, Seconds, Spending, Version
 
 PAGE = 256  # Records in one read, so that a long read neither blocks short ones nor holds up checkpoints
 
@@ -183,6 +186,19 @@ class SqliteStore:
     async def certify(self, task: str, version: str, at: Seconds) -> None:
         """Note when the version was certified. Raises StoreError for an unknown version."""
         await self._writer.submit(partial(_certify, task=task, version=version, at=at))
+
+    async def add_correction(self, correction: Correction) -> None:
+        """Keep what a person said about a request, beside what was said before."""
+        sql = f"INSERT INTO corrections ({CORRECTION_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
+        await self._change(sql, correction_row(correction))
+
+    async def corrections(self, task: str, *, request_id: str | None = None) -> list[Correction]:
+        """All that was said about the task's requests, or about one of them, in order."""
+        where, values = "task = ?", [to_text(task)]
+        if request_id is not None:
+            where, values = f"{where} AND request_id = ?", [*values, to_text(request_id)]
+        sql = f"SELECT {CORRECTION_COLUMNS} FROM corrections WHERE {where} ORDER BY number"
+        return [read_correction(row) for row in await self._read(partial(fetch, sql=sql, values=tuple(values)))]
 
     async def add_event(self, event: Event) -> None:
         """Keep the Event; a second one of the same task and key is the same Event, and is not kept."""

@@ -27,6 +27,7 @@ from apprentice.types import (
     Answer,
     Attempt,
     Cap,
+    Correction,
     Decision,
     Event,
     Evidence,
@@ -428,6 +429,24 @@ async def events_come_back_in_order_and_once_a_key(build: Build, path: Path) -> 
 # --- money
 
 
+async def corrections_come_back_in_order_and_none_is_lost(build: Build, path: Path) -> None:
+    said = [
+        Correction(
+            request_id="a", task="sort", at=1.0, action="corrected", target={"kind": "ox"}, by="Zoë \0", comment="'"
+        ),
+        Correction(request_id="b", task="sort", at=2.0, action="approved", target=None),
+        Correction(request_id="a", task="other", at=3.0, action="corrected", target=[1, None]),
+        Correction(request_id="a", task="sort", at=4.0, action="withdrawn"),
+    ]
+    async with _open(build, path) as store:
+        for made in said:
+            await store.add_correction(made)
+    async with _open(build, path) as store:
+        _same(await store.corrections("sort"), [said[0], said[1], said[3]], "the corrections of a task")
+        _same(await store.corrections("sort", request_id="a"), [said[0], said[3]], "the corrections of a request")
+        _same(await store.corrections("unknown"), [], "the corrections of an unknown task")
+
+
 async def a_hold_is_booked_in_all_windows_or_none(build: Build, path: Path) -> None:
     day, week = "day:2026-11-21", "week:2026-W47"
     caps = [Cap(window=day, limit=100), Cap(window=week, limit=150)]
@@ -597,6 +616,7 @@ CHECKS: tuple[Check, ...] = (
     a_lease_has_one_holder,
     an_old_lease_promotes_nothing,
     events_come_back_in_order_and_once_a_key,
+    corrections_come_back_in_order_and_none_is_lost,
     a_hold_is_booked_in_all_windows_or_none,
     a_refusal_says_whether_waiting_helps,
     a_hold_ends_once,
