@@ -84,6 +84,8 @@ class Remote(_Section):
     """Whether base_url may be a loopback or private address."""
     price: Price | None = None
     """Overrides the price table; necessary for models that are not in it."""
+    batch_price: Decimal = Field(default=Decimal("0.5"), gt=0, le=1)
+    """The share of the price that a batch costs; OpenAI, Anthropic and Google charge half."""
     max_tokens: int = Field(default=1024, ge=1, le=10_000_000)
     """The most tokens of one answer; the worst case of a call is reserved for that many."""
     timeout: float = Field(default=60.0, gt=0)
@@ -160,6 +162,8 @@ class Local(_Section):
     """Where checkpoints are kept."""
     cost_per_hour: _Dollars = Decimal(0)
     """US dollars of an hour of local computing, for the report of what was saved."""
+    gold_weight: float = Field(default=5.0, gt=0, le=1000)
+    """How much more than a model's label a person's correction weighs in teaching."""
     learn: Literal["background", "worker", "off"] = "background"
     """background: the engine starts teaching by itself; worker: only `apprentice worker` teaches; off: nobody does."""
     settings: dict[str, Json] = {}

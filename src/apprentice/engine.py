@@ -15,9 +15,6 @@ import contextlib
 import inspect
 import math
 import os
-import subprocess
-import sys
-import threading
 import time
 import uuid
 from collections import deque
@@ -29,7 +26,7 @@ from random import Random
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from apprentice import confidence, decide, plugins, probe
+from apprentice import confidence, decide, feedback, launch, plugins, probe
 from apprentice.bridge import Bridge
 from apprentice.calls import Calls, answered_by
 from apprentice.config import Config, TaskConfig, check_learnable, load, missing
@@ -39,28 +36,25 @@ from apprentice.errors import (
     ConfigError,
     DeadlineExceeded,
     IdempotencyConflict,
-    InvalidAnswer,
     ModelError,
     StoreError,
 )
+from apprentice.request import Request, compare, result_again, result_of, validated
+from apprentice.shelf import Shelf
+from apprentice.shelf import load as load_local
 from apprentice.types import (
     Answer,
-    Attempt,
     Confidence,
-    Decision,
+    Correction,
     Evaluator,
     Event,
     Evidence,
     Json,
     Mode,
-    Model,
     Promotion,
-    Reason,
     Record,
     Result,
-    Score,
     Seconds,
-    Source,
     Store,
     Version,
 )
@@ -74,6 +68,7 @@ class _Live:
     """One task as this process knows it."""
 
     config: TaskConfig
+    shelf: Shelf
     settings: confidence.Settings
     evaluator: Evaluator
     probes: probe.Probes
@@ -82,10 +77,8 @@ class _Live:
     saved_at: int = 0  # the value of `seq` when the state was last written to the store
     standing: Confidence = field(default_factory=Confidence)
     known: dict[str, list[float]] = field(default_factory=dict)  # confidences on recent inputs, by version
-    champion: Version | None = None  # `model` is None where it could not be loaded
+    champion: Version | None = None  # the shelf is empty where it could not be loaded
     mode: Mode | None = None  # what an operator asked for last
-    model: Model | None = None
-    retired: list[Model] = field(default_factory=list)  # closed with the engine: requests in flight may still use them
     unsaid: deque[tuple[Event, str | None]] = field(default_factory=deque)  # found by the fold, not recorded yet
     urgent: bool = False  # something was said of the version in force: its successor should not be waited for
     labels: int = 0  # remote answers recorded, whatever the version
@@ -231,6 +224,43 @@ class Apprentice:
 
         await self._bridge.here(change())
 
+    async def afeedback(
+        self, request_id: str, *, corrected: Json = None, withdrawn: bool = False, by: str = "", comment: str = ""
+    ) -> Correction:
+        """What a person says about a request: the right output, or (without one) that what was served is right.
+
+        It is gold: it outweighs every model's label from the next teaching cycle on. `withdrawn` takes it back. Raises
+        UnknownRequest, InvalidInput that names the field of `corrected`, InvalidRequest.
+        """
+
+        async def say() -> Correction:
+            await self._open()
+            action: Literal["corrected", "approved", "withdrawn"] = "approved" if corrected is None else "corrected"
+            said = await feedback.give(
+                self.config,
+                self._store,
+                request_id,
+                "withdrawn" if withdrawn else action,
+                at=self._clock(),
+                target=corrected,
+                by=by,
+                comment=comment,
+            )
+            live = self._tasks[said.task]
+            live.labels = await feedback.known(self._store, said.task)
+            self._maybe_learn(live)
+            return said
+
+        return await self._bridge.here(say())
+
+    def feedback(
+        self, request_id: str, *, corrected: Json = None, withdrawn: bool = False, by: str = "", comment: str = ""
+    ) -> Correction:
+        """The same as `afeedback`, for synchronous code."""
+        return self._bridge.wait(
+            self.afeedback(request_id, corrected=corrected, withdrawn=withdrawn, by=by, comment=comment)
+        )
+
     async def idle(self) -> None:
         """Return when nothing that this process started in the background is running: no teaching cycle, no probe."""
 
@@ -293,14 +323,15 @@ class Apprentice:
                 }
                 await self._catch_up()
                 for name, live in self._tasks.items():
-                    live.labels = await self._store.count(name, labelled=True)
+                    live.labels = await feedback.known(self._store, name)
                 opening.pop_all()
             self._opened = True
 
     async def _restore(self, task: TaskConfig, evaluator: Evaluator) -> _Live:
         settings = confidence.settings(task.confidence_thresholds, task.sampling or self.config.sampling)
         probes = probe.Probes(self.config, task, evaluator, self._store, self._calls, clock=self._clock, new_id=new_id)
-        live = _Live(task, settings, evaluator, probes)
+        shelf = Shelf(lambda version: load_local(task.local or self.config.local, version.path))
+        live = _Live(task, shelf, settings, evaluator, probes)
         if (saved := await self._store.load_state(task.name)) is not None:
             with contextlib.suppress(ValueError):  # of another format: it is built again from the Records
                 live.state, live.seq = confidence.State.from_json(saved[1]), saved[0]
@@ -327,8 +358,7 @@ class Apprentice:
                     if live.look is not None:
                         live.look.cancel()
                         await asyncio.wait([live.look])  # what it has sent is settled first
-                    for model in [*live.retired, *([live.model] if live.model is not None else [])]:
-                        await model.close()
+                    await live.shelf.close()
                     await self._save(live)
             finally:
                 await self._calls.close()
@@ -372,7 +402,7 @@ class Apprentice:
         live.in_flight[key] = done = loop.create_future()
         try:
             if (before := await self._store.record_by_key(live.config.name, key)) is not None:
-                return _result_again(before, input)
+                return result_again(before, input)
             return await self._answer(live, input, key, deadline, tags)
         finally:
             del live.in_flight[key]
@@ -382,7 +412,8 @@ class Apprentice:
         self, live: _Live, input: Json, key: str | None, deadline: float | None, tags: dict[str, str]
     ) -> Result:
         at = self._clock()
-        request = _Request(
+        loaded = live.shelf.borrow()
+        request = Request(
             id=new_id(),
             at=at,
             started=time.perf_counter(),
@@ -390,10 +421,11 @@ class Apprentice:
             key=key,
             tags=tags,
             deadline=deadline,
-            version=live.champion.id if live.champion is not None and live.model is not None else None,
+            model=loaded,
+            version=loaded.version.id if loaded is not None else None,
             decision=decide.decide(
                 live.standing,
-                has_local=live.model is not None,
+                has_local=loaded is not None,
                 forced_remote=live.mode is not None and live.mode.forces_remote(at),
                 coin=self._dice.random(),
             ),
@@ -406,13 +438,16 @@ class Apprentice:
             # What was paid for is recorded, also when nobody waits for it any more.
             await asyncio.shield(self._write(live, request, error=said))
             raise
+        finally:
+            if loaded is not None:
+                live.shelf.give_back(loaded)
         record = await self._write(live, request)
         if key is not None and record.idempotency_key is None:
             before = await self._store.record_by_key(live.config.name, key)
-            return _result_again(record if before is None else before, input)
-        return _result(record)
+            return result_again(record if before is None else before, input)
+        return result_of(record)
 
-    async def _ask(self, live: _Live, request: _Request) -> None:
+    async def _ask(self, live: _Live, request: Request) -> None:
         if request.decision.route != "remote":
             await self._ask_local(live, request)
         if request.decision.route != "local":
@@ -430,11 +465,11 @@ class Apprentice:
                 request.change(route="local", reason="remote_failed")
         if request.local is not None and request.remote is not None:
             try:
-                request.score = await _compare(live.evaluator, request.local, request.remote)
+                request.score = await compare(live.evaluator, request.local, request.remote)
             except Exception as error:  # noqa: BLE001  (the answer is there and paid for)
                 self._not_compared(live, request, error)
 
-    async def _ask_remote(self, live: _Live, request: _Request) -> None:
+    async def _ask_remote(self, live: _Live, request: Request) -> None:
         """The remote's answer; for a share of the audits, drawn by a coin of its own, it is asked twice at the same moment."""
         share = (live.config.sampling or self.config.sampling).repeat_share
         again: asyncio.Task[Answer | None] | None = None
@@ -461,33 +496,33 @@ class Apprentice:
             return await ask(purpose="repeat")
         return None
 
-    def _not_compared(self, live: _Live, request: _Request, error: Exception) -> None:
+    def _not_compared(self, live: _Live, request: Request, error: Exception) -> None:
         request.problem = f"not compared: {type(error).__name__}: {error}"
         live.report("EVALUATION_FAILED", request.at, request.version, request.problem)
 
-    async def _ask_local(self, live: _Live, request: _Request) -> None:
-        assert live.model is not None  # decide() routes to the local model only where there is one
+    async def _ask_local(self, live: _Live, request: Request) -> None:
+        assert request.model is not None  # decide() routes to the local model only where there is one
         try:
             async with asyncio.timeout_at(request.deadline):
-                answer = await live.model.answer(live.config.task, request.input)
+                answer = await request.model.model.answer(live.config.task, request.input)
         except TimeoutError as error:
             raise DeadlineExceeded("the local model did not answer before the deadline") from error
         except Exception as error:  # noqa: BLE001  (whatever it is, the remote can answer)
             request.problem = f"local: {type(error).__name__}: {error}"
             request.change(route="remote", reason="local_failed")
             return
-        request.local = _validated(live.config, answer)
+        request.local = validated(live.config, answer)
         request.decision = decide.defer(
             request.decision, request.local.confidence, valid=request.local.output is not None
         )
 
-    def _may_serve_locally(self, live: _Live, request: _Request) -> bool:
+    def _may_serve_locally(self, live: _Live, request: Request) -> bool:
         """Whether a request may be answered locally because the money is out: only where local answers are being served
         at all, and only if the operator did not ask for refusal."""
         serving = request.decision.phase == "steady" and request.local is not None and request.local.output is not None
         return serving and self.config.budget.on_exhausted == "degrade"
 
-    async def _write(self, live: _Live, request: _Request, *, error: str | None = None) -> Record:
+    async def _write(self, live: _Live, request: Request, *, error: str | None = None) -> Record:
         record = request.record(live.config.name, error)
         try:
             seq = await self._store.append(record)
@@ -559,15 +594,11 @@ class Apprentice:
 
         One that cannot be loaded is reported once, and the remote answers: the version before it is no longer watched.
         """
-        local = live.config.local or self.config.local
         try:
-            model: Model | None = plugins.build("models", local.backend, checkpoint=champion.path, **local.settings)
+            live.shelf.put(champion)
         except ConfigError as error:
-            model = None
             live.report("VERSION_UNUSABLE", self._clock(), champion.id, str(error))
-        if live.model is not None:
-            live.retired.append(live.model)
-        live.model, live.champion, live.urgent = model, champion, False
+        live.champion, live.urgent = champion, False
 
     # --- teaching, in a process of its own ----------------------------------------------------------------------------
 
@@ -584,7 +615,7 @@ class Apprentice:
 
     async def _teach(self, live: _Live) -> None:
         try:
-            code, said = await _worker(self.config, live.config.name)
+            code, said = await launch.teach(self.config, live.config.name)
             if code != 0 and not self._closed:
                 await self._store.add_event(
                     Event(
@@ -629,68 +660,6 @@ class Apprentice:
             live.look = None
 
 
-@dataclass(slots=True)
-class _Request:
-    """One request on its way through the engine."""
-
-    id: str
-    at: Seconds
-    started: float
-    input: Json
-    key: str | None
-    tags: dict[str, str]
-    deadline: Seconds | None
-    version: str | None
-    decision: Decision
-    local: Answer | None = None
-    remote: Answer | None = None
-    score: Score | None = None
-    repeat: Score | None = None
-    attempts: list[Attempt] = field(default_factory=list)
-    problem: str | None = None  # what went wrong on the way although there is an answer
-
-    @property
-    def sure(self) -> bool:
-        """The local answer is valid and above the threshold, so that it could have been served alone."""
-        if self.local is None or self.local.output is None or self.decision.level >= 1.0:
-            return False
-        threshold = self.decision.threshold
-        return threshold is None or (self.local.confidence is not None and self.local.confidence >= threshold)
-
-    def change(self, *, route: str, reason: Reason) -> None:
-        self.decision = self.decision.model_copy(update={"route": route, "reason": reason})
-
-    @property
-    def served(self) -> tuple[Source, Answer] | None:
-        if self.remote is not None:
-            return "remote", self.remote
-        if self.local is not None and self.local.output is not None and self.decision.route == "local":
-            return "local", self.local
-        return None
-
-    def record(self, task: str, error: str | None) -> Record:
-        served = self.served
-        return Record(
-            request_id=self.id,
-            task=task,
-            at=self.at,
-            input=self.input,
-            decision=self.decision,
-            version=self.version,
-            local=self.local,
-            remote=self.remote,
-            served=None if served is None or error is not None else served[0],
-            score=self.score,
-            repeat=self.repeat,
-            attempts=tuple(self.attempts),
-            cost=sum(attempt.cost for attempt in self.attempts),
-            latency=time.perf_counter() - self.started,
-            idempotency_key=self.key,
-            tags=self.tags,
-            error=error or self.problem,
-        )
-
-
 def new_id() -> str:
     """A fresh id for a request or an attempt."""
     return uuid.uuid4().hex
@@ -713,84 +682,3 @@ async def set_mode(
         Event(name="MODE", task=task, at=at, message=message, evidence={"mode": mode, "until": until})
     )
     return Mode(mode=mode, until=until, at=at)
-
-
-def _validated(task: TaskConfig, answer: Answer) -> Answer:
-    """The local answer, without its output if that does not fit the task's output schema: it is never served then."""
-    if answer.output is None:
-        return answer
-    try:
-        task.validate_output(answer.output)
-    except InvalidAnswer as error:
-        return answer.model_copy(update={"output": None, "problem": str(error)})
-    return answer
-
-
-async def _compare(evaluator: Evaluator, local: Answer, remote: Answer) -> Score | None:
-    """None for a local answer that cannot be served: it is no disagreement that anybody would have seen."""
-    return await evaluator(local.output, remote.output) if local.output is not None else None
-
-
-def _result_again(record: Record, input: Json) -> Result:
-    """The Result of a request that was answered before under the same idempotency key."""
-    if record.input != input:
-        raise IdempotencyConflict(f"the idempotency key {record.idempotency_key!r} was used before, with another input")
-    if record.served is None:
-        raise IdempotencyConflict(
-            f"the request with the idempotency key {record.idempotency_key!r} failed: {record.error}"
-        )
-    return _result(record)
-
-
-def _result(record: Record) -> Result:
-    answer = record.remote if record.served == "remote" else record.local
-    assert record.served is not None and answer is not None  # a request without an answer ended in an error
-    return Result(
-        output=answer.output,
-        source=record.served,
-        request_id=record.request_id,
-        version=record.version if record.served == "local" else None,
-        confidence=record.local.confidence if record.local is not None else None,
-        cost=record.cost,
-        decision=record.decision,
-    )
-
-
-async def _worker(config: Config, task: str) -> tuple[int, str]:
-    """One teaching cycle in a process of its own: its exit code and what it said.
-
-    The process is in a session of its own and outlives this one, so that a short-lived caller teaches, too.
-    """
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[tuple[int, str]] = loop.create_future()
-
-    def attend() -> None:
-        try:
-            outcome = _teach_in_a_process(config, task)
-        except OSError as error:
-            outcome = 127, f"the worker could not be started: {error}"
-        # The loop may be gone by now: then nobody waits for the outcome either.
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(lambda: None if ended.done() else ended.set_result(outcome))
-
-    # A daemon thread, because the interpreter joins the threads of an executor when it exits.
-    threading.Thread(target=attend, name=f"learn-{task}", daemon=True).start()
-    return await ended
-
-
-def _teach_in_a_process(config: Config, task: str) -> tuple[int, str]:
-    """Run the worker to its end. It gets the configuration on its standard input, and none of the providers' keys."""
-    log = (config.task(task).local or config.local).model_dir / task / "learn.log"
-    keys = {remote.api_key_env for remote in [config.remote, *config.remote.additional_providers, *config.teachers]}
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as said:
-        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module, and the name of a configured task
-            [sys.executable, "-m", "apprentice.worker", "--once", task],
-            stdin=subprocess.PIPE,
-            stdout=said,
-            stderr=subprocess.STDOUT,
-            env={name: value for name, value in os.environ.items() if name not in keys},
-            start_new_session=True,
-        )
-    process.communicate(config.model_dump_json().encode())
-    return process.returncode, log.read_text(errors="replace")

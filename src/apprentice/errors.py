@@ -8,6 +8,7 @@ can do. Both stand on the class, so that a caller can decide without reading pro
     │   └── MissingExtra        an optional package is not installed
     ├── InvalidRequest          the request cannot be answered as it is
     │   ├── UnknownTask
+    │   ├── UnknownRequest
     │   ├── InvalidInput        the input does not fit the task's schema
     │   └── IdempotencyConflict the key was used before with another input
     ├── BudgetError
@@ -69,6 +70,12 @@ class InvalidRequest(ApprenticeError):
 
 class UnknownTask(InvalidRequest):
     """No task of that name is configured."""
+
+
+class UnknownRequest(InvalidRequest):
+    """No request of that id is recorded."""
+
+    hint = "the id is in `Result.request_id`; `apprentice explain` takes the same"
 
 
 class InvalidInput(InvalidRequest):

@@ -11,12 +11,14 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
-from apprentice import decide, plugins, promotion
+from apprentice import decide, feedback, plugins, promotion
 from apprentice.config import Config, TaskConfig
 from apprentice.errors import ConfigError, ModelError, StoreError, TrainingError
+from apprentice.shelf import load
 from apprentice.types import (
     Answer,
     Checkpoint,
+    Correction,
     Event,
     Example,
     Json,
@@ -68,7 +70,10 @@ async def learn(
     async with _teaching(store, task_name, owner, clock) as lease:
         if not force and not await due(config, task, store):
             return None  # whoever taught before us has seen the same answers
-        selection = select(await store.records(task_name, labelled=True))
+        corrected = await gold(store, task_name)
+        selection = select(
+            await store.records(task_name, labelled=True), corrected, (task.local or config.local).gold_weight
+        )
         if not selection.training:
             raise TrainingError(f"task {task_name!r} has no recorded answer to learn from yet")
         checkpoint = await train(config, task, selection, seed)
@@ -78,7 +83,7 @@ async def learn(
 
 async def due(config: Config, task: TaskConfig, store: Store) -> bool:
     """Whether enough was recorded since the last cycle for another one."""
-    labels = await store.count(task.name, labelled=True)
+    labels = await feedback.known(store, task.name)
     versions = await store.versions(task.name)
     before = max((version.metrics.get("labels", 0) for version in versions), default=0)
     batch = (task.local or config.local).fine_tune_batch_size
@@ -87,8 +92,20 @@ async def due(config: Config, task: TaskConfig, store: Store) -> bool:
     return decide.needs_training(labels - before, before, batch, first, urgent=urgent)
 
 
-def select(records: Iterable[tuple[int, Record]]) -> Selection:
-    """Examples from recorded remote answers: the newest answer to an input counts, one input in ten is held out."""
+async def gold(store: Store, task: str) -> list[tuple[Record, Correction]]:
+    """The requests about which a person's word stands, with that word."""
+    said = feedback.current(await store.corrections(task))
+    found = [(await store.record(request), word) for request, word in said.items()]
+    return [(record, word) for record, word in found if record is not None]
+
+
+def select(
+    records: Iterable[tuple[int, Record]], gold: Iterable[tuple[Record, Correction]] = (), gold_weight: float = 1.0
+) -> Selection:
+    """Examples from recorded remote answers: the newest answer to an input counts, one input in ten is held out.
+
+    A person's word replaces whatever any model said about the same input, and weighs `gold_weight`.
+    """
     newest: dict[str, Example] = {}
     labels = 0
     for _, record in records:
@@ -102,6 +119,17 @@ def select(records: Iterable[tuple[int, Record]]) -> Selection:
             request_id=record.request_id,
             model=record.remote.model,
             at=record.at,
+        )
+    for record, word in gold:
+        labels += 1
+        newest[promotion.fingerprint(record.input)] = Example(
+            input=record.input,
+            target=word.target,
+            source="gold",
+            weight=gold_weight,
+            request_id=record.request_id,
+            at=word.at,
+            basis=f"{word.action} by {word.by or 'a person'}",
         )
     held_out = [example for key, example in newest.items() if promotion.held_out(key)]
     training = [example for key, example in newest.items() if not promotion.held_out(key)]
@@ -140,7 +168,7 @@ async def examine(
         ]
 
     async def of(path: str) -> list[float]:
-        model = _model(config, task, path)
+        model = load(task.local or config.local, path)
         try:
             return await scores(model)
         finally:
@@ -154,7 +182,7 @@ async def examine(
             before = await of(champion.path)
         except (ConfigError, ModelError) as error:  # its files are gone, or the task's schema was changed since
             unusable = f"{champion.id} can no longer answer: {error}"
-    candidate = _model(config, task, str(checkpoint.path))
+    candidate = load(task.local or config.local, checkpoint.path)
     try:
         screening = promotion.screen(await scores(candidate), before)
         recent = [record for _, record in await store.records(task.name, limit=_RECENT, newest=True)]
@@ -186,6 +214,7 @@ async def promote(
             created_at=clock(),
             metrics={
                 "labels": selection.labels,
+                "gold": sorted(e.request_id for e in selection.training if e.source == "gold" and e.request_id),
                 "held_out": {"n": screening.n, "candidate": screening.candidate, "champion": screening.champion},
                 "reason": screening.reason,
                 "confidences": examination.confidences,
@@ -254,9 +283,3 @@ async def _answers(task: TaskConfig, model: Model, inputs: list[Json]) -> list[A
     if isinstance(model, ManyModel):
         return await asyncio.to_thread(model.answer_many, task.task, inputs)
     return [await model.answer(task.task, input) for input in inputs]
-
-
-def _model(config: Config, task: TaskConfig, path: str) -> Model:
-    local = task.local or config.local
-    model: Model = plugins.build("models", local.backend, checkpoint=path, **local.settings)
-    return model

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from apprentice.cli import answer, begin, operate, teach, watch
-from apprentice.cli.terminal import Command, fail
+from apprentice.cli.terminal import Command, Either, fail
 from apprentice.errors import ApprenticeError
 
 COMMANDS: tuple[Command, ...] = (
@@ -52,8 +52,14 @@ def parser() -> argparse.ArgumentParser:
         made = commands.add_parser(command.name, help=about, description=about, epilog=f"example: {command.example}")
         made.set_defaults(command=command.run)
         made.add_argument("--json", action="store_true", help="print JSON and nothing else")
-        for name, settings in command.arguments:
-            made.add_argument(name, **settings)
+        for argument in command.arguments:
+            if isinstance(argument, Either):
+                either = made.add_mutually_exclusive_group(required=True)
+                for flag, settings in argument.flags:
+                    either.add_argument(flag, **settings)
+            else:
+                name, settings = argument
+                made.add_argument(name, **settings)
         if command.configured:
             file: dict[str, Any] = {"type": Path, "default": Path("apprentice.yaml"), "metavar": "FILE"}
             made.add_argument("--config", help="default: %(default)s", **file)

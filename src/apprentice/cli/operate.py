@@ -1,12 +1,14 @@
-"""Commands that change what is served: mode, resume."""
+"""Commands for whoever runs it: mode and resume change what is served, doctor looks whether anything is wrong."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import time
 
 from apprentice.cli.terminal import Command, duration, mode_text, print_json, with_store
 from apprentice.config import Config
+from apprentice.doctor import Finding, examine, worst
 from apprentice.engine import set_mode
 from apprentice.purse import resume
 from apprentice.types import Mode, Store
@@ -41,6 +43,23 @@ def _resume(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _doctor(parsed: argparse.Namespace) -> int:
+    """Find what would go wrong: the machine, the store, prices and caps, local servers. Spends and starts nothing."""
+    found = asyncio.run(examine(parsed.config, now=time.time()))
+    if parsed.json:
+        print_json([finding.model_dump(mode="json") for finding in found])
+    else:
+        print("\n".join(map(_finding_text, found)))
+        counts = {state: sum(finding.state == state for finding in found) for state in ("problem", "warning")}
+        print(", ".join(f"{count} {state}{'' if count == 1 else 's'}" for state, count in counts.items()))
+    return int(worst(found) == "problem")
+
+
+def _finding_text(finding: Finding) -> str:
+    fix = f"\n{'':9}-> {finding.fix}" if finding.fix else ""
+    return f"{finding.state:8} {finding.subject}: {finding.message}{fix}"
+
+
 COMMANDS = (
     Command(
         "mode",
@@ -60,5 +79,6 @@ COMMANDS = (
             ),
         ),
     ),
+    Command("doctor", _doctor, "apprentice doctor --config FILE"),
     Command("resume", _resume, "apprentice resume openai/gpt-4o-mini", (("model", {}),)),
 )

@@ -1,13 +1,39 @@
-"""Commands that teach: learn, worker."""
+"""Commands that teach: feedback, learn, worker."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import time
 
 from apprentice import config as configuration
-from apprentice import worker
-from apprentice.cli.terminal import Command, print_json
+from apprentice import feedback, worker
+from apprentice.cli.terminal import Command, Either, json_of, print_json, with_store
+from apprentice.config import Config
+from apprentice.types import Correction, Store
+
+
+def _feedback(parsed: argparse.Namespace) -> int:
+    """Say that the answer to a request was right, or what would have been: it outweighs every model's label."""
+
+    async def say(config: Config, store: Store) -> Correction:
+        return await feedback.give(
+            config,
+            store,
+            parsed.request_id,
+            parsed.action or "corrected",
+            at=time.time(),
+            target=None if parsed.corrected is None else json_of(parsed.corrected),
+            by=parsed.by,
+            comment=parsed.comment,
+        )
+
+    said = with_store(parsed, say)
+    if parsed.json:
+        print_json(said.model_dump(mode="json"))
+    else:
+        print(f"{said.request_id}: {said.action}")
+    return 0
 
 
 def _learn(parsed: argparse.Namespace) -> int:
@@ -27,7 +53,28 @@ def _worker(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _action(name: str, about: str) -> dict[str, str]:
+    return {"dest": "action", "action": "store_const", "const": name, "help": about}
+
+
 COMMANDS = (
+    Command(
+        "feedback",
+        _feedback,
+        """apprentice feedback 3f0c5e… --corrected '{"label": "spam"}' --by ann""",
+        (
+            ("request_id", {}),
+            Either(
+                (
+                    ("--corrected", {"metavar": "JSON", "help": "the whole right output"}),
+                    ("--approve", _action("approved", "what was served is right")),
+                    ("--withdraw", _action("withdrawn", "take back what was said")),
+                )
+            ),
+            ("--by", {"default": "", "metavar": "NAME", "help": "who says so"}),
+            ("--comment", {"default": ""}),
+        ),
+    ),
     Command("learn", _learn, "apprentice learn classify", (("task", {}),)),
     Command(
         "worker",

@@ -29,13 +29,22 @@ _CODES: list[tuple[type[ApprenticeError], int]] = [
 ]
 
 
+type Argument = tuple[str, dict[str, Any]]
+
+
+class Either(NamedTuple):
+    """Flags of which exactly one is needed."""
+
+    flags: tuple[Argument, ...]
+
+
 class Command(NamedTuple):
     """One command: its help is the docstring of `run`."""
 
     name: str
     run: Callable[[argparse.Namespace], int]
     example: str
-    arguments: tuple[tuple[str, dict[str, Any]], ...] = ()
+    arguments: tuple[Argument | Either, ...] = ()
     configured: bool = True  # whether it reads a configuration file
 
 

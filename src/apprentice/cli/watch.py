@@ -30,6 +30,7 @@ from apprentice.report import (
 )
 from apprentice.types import Reason, Store
 
+_DAYS = 14  # of a report that are printed; `--json` has all
 _PAIRS = {"answers": "local and remote numbers", "confidence": "confidence and score"}
 
 
@@ -44,6 +45,7 @@ _WHY: dict[Reason, str] = {
     "local_failed": "the local model failed",
     "remote_failed": "the remote failed, and the local model was sure enough",
     "budget": "the caps left no room for the remote",
+    "batch": "nobody waited for it: the remote answered it in a batch",
 }
 
 
@@ -274,10 +276,26 @@ def _report_text(task: TaskReport) -> str:
             f"  {point.first:>7,}–{point.last:<8,} {point.remote_share:6.1%}  {point.sampling_rate:6.1%}    {agreement}"
             f"  ${point.cost / 1e6:.4f}  {point.phase}"
         )
+    lines += _days_text(task)
     lines += _spending_text(task)
     lines += [f"  {v.id}: {v.state}, trained on {v.trained_on:,}" for v in task.versions]
     lines += map(_calibration_text, task.calibration)
     return "\n".join(lines)
+
+
+def _days_text(task: TaskReport) -> list[str]:
+    """A line for each of the last days."""
+    if not task.days:
+        return []
+    lines = ["  day         requests  asked remote  served locally     remote      local  all-remote"]
+    for day in task.days[-_DAYS:]:
+        costs = "".join(f"{f'${cost / 1e6:.4f}':>11}" for cost in (day.remote_cost, day.local_cost))
+        beside = ", ".join(f"{name} ${cost / 1e6:.4f}" for name, cost in day.purposes.items() if name != "serve")
+        lines.append(
+            f"  {day.day}  {day.requests:>8,}  {day.asked_remote:>12,}  {day.served_locally:>14,}{costs}"
+            f"{f'${day.all_remote_cost / 1e6:.4f}':>12}" + (f"  ({beside})" if beside else "")
+        )
+    return lines
 
 
 def _spending_text(task: TaskReport) -> list[str]:

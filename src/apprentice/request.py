@@ -1,0 +1,127 @@
+"""One request on its way through the engine, and the Record and the Result that it becomes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from apprentice.config import TaskConfig
+from apprentice.errors import IdempotencyConflict, InvalidAnswer
+from apprentice.shelf import Loaded
+from apprentice.types import (
+    Answer,
+    Attempt,
+    Decision,
+    Evaluator,
+    Json,
+    Reason,
+    Record,
+    Result,
+    Score,
+    Seconds,
+    Source,
+)
+
+
+@dataclass(slots=True)
+class Request:
+    """One request on its way through the engine."""
+
+    id: str
+    at: Seconds
+    started: float
+    input: Json
+    key: str | None
+    tags: dict[str, str]
+    deadline: Seconds | None
+    version: str | None
+    decision: Decision
+    model: Loaded | None = None  # the local model that it was decided with
+    local: Answer | None = None
+    remote: Answer | None = None
+    score: Score | None = None
+    repeat: Score | None = None
+    attempts: list[Attempt] = field(default_factory=list)
+    problem: str | None = None  # what went wrong on the way although there is an answer
+
+    @property
+    def sure(self) -> bool:
+        """The local answer is valid and above the threshold, so that it could have been served alone."""
+        if self.local is None or self.local.output is None or self.decision.level >= 1.0:
+            return False
+        threshold = self.decision.threshold
+        return threshold is None or (self.local.confidence is not None and self.local.confidence >= threshold)
+
+    def change(self, *, route: str, reason: Reason) -> None:
+        self.decision = self.decision.model_copy(update={"route": route, "reason": reason})
+
+    @property
+    def served(self) -> tuple[Source, Answer] | None:
+        if self.remote is not None:
+            return "remote", self.remote
+        if self.local is not None and self.local.output is not None and self.decision.route == "local":
+            return "local", self.local
+        return None
+
+    def record(self, task: str, error: str | None) -> Record:
+        served = self.served
+        return Record(
+            request_id=self.id,
+            task=task,
+            at=self.at,
+            input=self.input,
+            decision=self.decision,
+            version=self.version,
+            local=self.local,
+            remote=self.remote,
+            served=None if served is None or error is not None else served[0],
+            score=self.score,
+            repeat=self.repeat,
+            attempts=tuple(self.attempts),
+            cost=sum(attempt.cost for attempt in self.attempts),
+            latency=time.perf_counter() - self.started,
+            idempotency_key=self.key,
+            tags=self.tags,
+            error=error or self.problem,
+        )
+
+
+def validated(task: TaskConfig, answer: Answer) -> Answer:
+    """The local answer, without its output if that does not fit the task's output schema: it is never served then."""
+    if answer.output is None:
+        return answer
+    try:
+        task.validate_output(answer.output)
+    except InvalidAnswer as error:
+        return answer.model_copy(update={"output": None, "problem": str(error)})
+    return answer
+
+
+async def compare(evaluator: Evaluator, local: Answer, remote: Answer) -> Score | None:
+    """None for a local answer that cannot be served: it is no disagreement that anybody would have seen."""
+    return await evaluator(local.output, remote.output) if local.output is not None else None
+
+
+def result_again(record: Record, input: Json) -> Result:
+    """The Result of a request that was answered before under the same idempotency key."""
+    if record.input != input:
+        raise IdempotencyConflict(f"the idempotency key {record.idempotency_key!r} was used before, with another input")
+    if record.served is None:
+        raise IdempotencyConflict(
+            f"the request with the idempotency key {record.idempotency_key!r} failed: {record.error}"
+        )
+    return result_of(record)
+
+
+def result_of(record: Record) -> Result:
+    answer = record.remote if record.served == "remote" else record.local
+    assert record.served is not None and answer is not None  # a request without an answer ended in an error
+    return Result(
+        output=answer.output,
+        source=record.served,
+        request_id=record.request_id,
+        version=record.version if record.served == "local" else None,
+        confidence=record.local.confidence if record.local is not None else None,
+        cost=record.cost,
+        decision=record.decision,
+    )
