@@ -21,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -86,7 +87,7 @@ class Student:
         remote = Answer(output={"intent": answer}, model="recorded")
         decision = Decision(route="remote", reason="learning", p=1.0, phase="cold_start")
         record = Record(
-            request_id=str(number), task=self.task.name, at=0.0, input=self.inputs[number],
+            request_id=str(number), task=self.task.name, at=1.0 + number, input=self.inputs[number],
             decision=decision, remote=remote, served="remote",
         )  # fmt: skip
         self.records.append((number, record))
@@ -99,8 +100,8 @@ class Student:
     def teach(self, now: int) -> list[float] | None:
         """One cycle; the new version's confidences on recent requests, or None when it was not promoted."""
         self.tried_at = len(self.records)
-        selection = learn.select(self.records)
-        checkpoint = asyncio.run(learn.train(self.config, self.task, selection, self.seed))
+        selection, _ = learn.lawful(self.config, self.task, learn.select(self.records), datetime.now(UTC).date())
+        checkpoint = asyncio.run(learn.train(self.config, self.task, selection, self.seed, time.time))
         model: ManyModel = plugins.build("models", self.config.local.backend, checkpoint=str(checkpoint.path))
         answers = model.answer_many(self.task.task, self.inputs)
         said = [str(answer.output["intent"]) for answer in answers]

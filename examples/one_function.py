@@ -22,7 +22,12 @@ tasks:
     output_schema: {urgency: [low, high]}
     evaluator: exact_match
     confidence_thresholds: {phase1_to_phase2: 30}
-remote: {provider: openai, model: gpt-4o-mini, base_url: "BASE_URL", allow_internal: true}
+remote:
+  provider: openai
+  model: gpt-4o-mini
+  base_url: "BASE_URL"
+  allow_internal: true
+  permission: {basis: "answers made up by this example", by: "its reader", date: "2026-11-21", scope: "*"}
 local: {backend: embedded, fine_tune_batch_size: 200}
 """
 

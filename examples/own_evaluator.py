@@ -18,7 +18,12 @@ tasks:
     output_schema: {currency: [EUR, USD], amount: float}
     evaluator: {name: custom, function: "__main__:close_enough"}
     confidence_thresholds: {phase1_to_phase2: 500}
-remote: {provider: openai, model: gpt-4o-mini, base_url: "BASE_URL", allow_internal: true}
+remote:
+  provider: openai
+  model: gpt-4o-mini
+  base_url: "BASE_URL"
+  allow_internal: true
+  permission: {basis: "answers made up by this example", by: "its reader", date: "2026-11-21", scope: "*"}
 budget: {daily: 1.00}
 """
 

@@ -37,6 +37,7 @@ remote:
   model: gpt-4o-mini
   base_url: BASE_URL
   allow_internal: true
+  permission: {basis: "answers made up for tests", by: "the tests", date: "1970-01-01", scope: "*"}
   max_tokens: 64
   timeout: 20
   retries: 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -36,7 +38,7 @@ from apprentice.testing.formats import FORMATS, Said
 from apprentice.testing.servers import Reply, serve_openai
 from apprentice.throttle import FAILURES, RETRIES, SAVED
 from apprentice.types import Answer, Attempt, Json, Seconds, Spending, Store, Usage
-from tests.conftest import honest
+from tests.conftest import YAML, honest
 from tests.stores.test_sqlite import Disk, broken
 
 type Configured = Callable[..., Config]
@@ -540,3 +542,167 @@ async def test_after_a_failed_fsync_no_paid_call_is_made_until_somebody_looks(
             assert len(server.requests) == 1
     finally:
         disk.unregister()
+
+
+# --- another model than the one that was asked ----------------------------------------------------------------------------
+
+USAGE = Usage(input_tokens=400, output_tokens=40)
+
+
+def served_by(model: str) -> Reply:
+    return Reply({"kind": "fruit"}, usage=USAGE, model=model)
+
+
+@pytest.mark.parametrize(
+    ("configured_as", "served", "price"),
+    [
+        ("gpt-4o-mini", "gpt-4o-mini-2024-07-18", (Decimal("0.15"), Decimal("0.6"))),
+        ("gpt-4o-mini-2024-07-18", "gpt-4o-mini", (Decimal("0.15"), Decimal("0.6"))),
+        ("gpt-4o", "gpt-4o-2024-08-06", (Decimal("2.5"), Decimal(10))),
+        ("gpt-4o-mini", "", (Decimal("0.15"), Decimal("0.6"))),
+    ],
+)
+async def test_a_dated_snapshot_of_the_model_is_that_model(
+    configured: Configured,
+    tmp_path: Path,
+    configured_as: str,
+    served: str,
+    price: tuple[Decimal, Decimal],
+) -> None:  # F55
+    async with (
+        serve_openai(lambda _: served_by(served)) as server,
+        asking(configured(server.url, remote={"model": configured_as}), tmp_path) as one,
+    ):
+        answer = await one.ask()
+        assert answer.cost == budget.micros((price[0] * 400 + price[1] * 40) / 10**6)
+        assert answer.model == (served or configured_as)
+        assert await one.store.events() == []
+
+
+@pytest.mark.parametrize(
+    ("configured_as", "served", "dearer"),
+    [
+        ("gpt-4o-mini", "gpt-4.1-mini", (Decimal("0.4"), Decimal("1.6"))),  # dearer than what was asked
+        ("gpt-4o", "gpt-4o-2024-05-13", (Decimal(5), Decimal(15))),  # an older snapshot with a price of its own
+        ("gpt-4o", "gpt-4o-mini", (Decimal("2.5"), Decimal(10))),  # cheaper: nobody knows what is billed
+    ],
+)
+async def test_another_model_is_said_once_and_costs_the_dearer_of_the_two_prices(
+    configured: Configured, tmp_path: Path, configured_as: str, served: str, dearer: tuple[Decimal, Decimal]
+) -> None:  # F55
+    async with serve_openai(lambda _: served_by(served)) as server:
+        config = configured(server.url, remote={"model": configured_as, "max_tokens": 1024})
+        async with asking(config, tmp_path) as one:
+            before = one.worst
+            cost = budget.micros((dearer[0] * 400 + dearer[1] * 40) / 10**6)
+            for _ in range(3):
+                answer = await one.ask()
+                assert (answer.model, answer.cost) == (served, cost)
+            assert (one.worst > before) == (served != "gpt-4o-mini"), "the next call is bounded by the dearer one"
+            [said] = await one.store.events()
+            assert (said.name, said.evidence["configured"]) == ("MODEL_CHANGED", f"openai/{configured_as}")
+            assert said.evidence["served"] == served
+            prices = [said.evidence[key] for key in ("configured_price", "served_price")]
+            assert max(Decimal(price["input"]) for price in prices) == dearer[0]
+        async with asking(config, tmp_path) as another:
+            await another.ask()
+            assert len(await another.store.events()) == 1
+
+
+async def test_another_model_of_unknown_price_is_booked_as_configured_and_said_to_be_unknown(
+    configured: Configured, tmp_path: Path
+) -> None:  # F55
+    async with (
+        serve_openai(lambda _: served_by("mystery-9000")) as server,
+        asking(configured(server.url), tmp_path) as one,
+    ):
+        answer = await one.ask()
+        assert answer.cost == budget.micros((Decimal("0.15") * 400 + Decimal("0.6") * 40) / 10**6)
+        [said] = await one.store.events()
+        assert (said.name, said.evidence["served_price"]) == ("MODEL_CHANGED", None)
+        assert "its price is unknown" in said.message
+
+
+@pytest.mark.parametrize(("served", "said"), [("mine-2026-01-01", 0), ("mine@latest", 0), ("yours", 1), ("gpt-4o", 1)])
+async def test_a_configured_price_counts_whoever_answers(
+    configured: Configured, tmp_path: Path, served: str, said: int
+) -> None:  # F55
+    price = Price(input=Decimal(1), output=Decimal(2))
+    async with (
+        serve_openai(lambda _: served_by(served)) as server,
+        asking(configured(server.url, remote={"model": "mine", "price": price}), tmp_path) as one,
+    ):
+        assert (await one.ask()).cost == 400 + 2 * 40
+        assert [event.name for event in await one.store.events()] == ["MODEL_CHANGED"] * said
+
+
+async def test_another_model_that_costs_more_than_was_held_is_the_last_call(
+    configured: Configured, tmp_path: Path
+) -> None:  # F9, F55
+    most = Reply({"kind": "fruit"}, usage=Usage(input_tokens=400, output_tokens=64), model="gpt-4-32k")
+    async with serve_openai(lambda _: most) as server, asking(configured(server.url), tmp_path) as one:
+        worst = one.worst
+        answer = await one.ask()
+        assert answer.cost == 60 * 400 + 120 * 64 > worst
+        assert await one.booked() == [("settled", answer.cost)]
+        assert {event.name for event in await one.store.events()} == {"MODEL_CHANGED", "CONTRACT_BROKEN"}
+        with pytest.raises(ModelUnavailable, match="suspended"):
+            await one.ask()
+    assert len(server.requests) == 1
+
+
+async def test_a_server_with_a_new_name_for_each_answer_fills_neither_memory_nor_store(
+    configured: Configured, tmp_path: Path
+) -> None:
+    names = iter(range(1000))
+    async with (
+        serve_openai(lambda _: served_by(f"model-{next(names)}")) as server,
+        asking(configured(server.url), tmp_path) as one,
+    ):
+        for _ in range(70):
+            await one.ask()
+        assert len(await one.store.events()) == 50
+
+
+# --- a budget that is changed in the file -----------------------------------------------------------------------------------
+
+
+async def test_a_look_now_and_then_follows_the_caps_in_the_file(configured: Configured, tmp_path: Path) -> None:  # F22
+    file = tmp_path / "apprentice.yaml"
+    text = YAML.replace("BASE_URL", "http://127.0.0.1:9")
+    file.write_text(text + "budget: {daily: 1}\n")
+    async with asking(configured(text=text + "budget: {daily: 1}\n"), tmp_path) as one:
+        file.write_text(text + "budget: {daily: 0.25}\n")
+        await one.calls.look(one.config.tasks[0], gap=1.0, level=None)
+        assert one.calls.purse.budget.daily == Decimal("0.25")
+        assert [event.name for event in await one.store.events()] == ["BUDGET_CHANGED"]
+
+
+# --- a name that has no address -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [socket.EAI_NONAME, socket.EAI_AGAIN, None])
+async def test_a_remote_whose_name_is_not_resolved_costs_nothing(
+    configured: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int | None
+) -> None:  # F59
+    real = socket.getaddrinfo
+    over = threading.Event()
+
+    def resolve(host: Any, *rest: Any, **more: Any) -> Any:
+        if host != "api.example.com":
+            return real(host, *rest, **more)
+        if code is None:  # half a minute and longer
+            over.wait(30)
+        raise socket.gaierror(code or socket.EAI_AGAIN, "from the name server")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    remote = {"retries": 0, "timeout": 0.2 if code is None else 20.0}
+    async with asking(configured("http://api.example.com/v1", remote=remote), tmp_path) as one:
+        try:
+            with pytest.raises(ModelUnavailable) as said:
+                await one.ask()
+            assert said.value.outcome == "not_sent"
+            assert await one.booked() == [("released", 0)]
+            assert await one.store.spent(["total"]) == {"total": 0}
+        finally:
+            over.set()

@@ -329,3 +329,71 @@ def test_every_command_has_help_with_an_example(run: Run) -> None:
         code, out, _ = run(command, "--help")
         assert code == 0
         assert f"example: apprentice {command}" in " ".join(out.split())
+
+
+# --- label ------------------------------------------------------------------------------------------------------------
+
+
+def inputs_file(folder: Path, n: int, name: str = "inputs.jsonl") -> str:
+    (folder / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts(n)))
+    return name
+
+
+def test_label_says_what_it_would_cost_and_then_has_a_file_answered(run: Run, tmp_path: Path) -> None:
+    with remote(tmp_path):
+        name = inputs_file(tmp_path, 12)
+        code, out, _ = run("label", "sort", name, "--dry-run", "--json")
+        planned = json.loads(out)
+        assert (code, planned["size"], planned["batches"], planned["labels"]) == (0, 12, [], 0)
+        assert planned["worst_usd"] > 0
+        code, out, _ = run("label", "sort", name, "--every", "0.01")
+        assert code == 0
+        assert "12 inputs to send in 1 batch; at most $" in out
+        assert "done, $" in out and out.endswith("sort: 12 labelled inputs in all\n")
+        code, out, _ = run("label", "sort", inputs_file(tmp_path, 15), "--dry-run")
+        assert "3 inputs to send in 1 batch, 12 answered before; at most $" in out and "by the answers so far" in out
+        report = json.loads(run("report", "--json")[1])
+        assert [line[2] for line in report[0]["spending"]] == ["batch"]
+        first = json.loads(run("replay", "sort", "--json")[1].splitlines()[0])
+        assert "in a batch" in run("explain", first["request_id"])[1]
+
+
+def test_label_sends_now_and_collects_later(run: Run, tmp_path: Path) -> None:
+    with remote(tmp_path):
+        name = inputs_file(tmp_path, 9)
+        code, out, _ = run("label", "sort", name, "--no-wait", "--limit", "5", "--json")
+        sent = json.loads(out)
+        assert (code, sent["size"], sent["left"], sent["labels"]) == (0, 5, 4, 0)
+        assert [(batch["state"], batch["inputs"]) for batch in sent["batches"]] == [("submitted", 5)]
+        for _ in range(3):
+            code, out, _ = run("label", "sort", "--collect", "--json")
+        assert (code, json.loads(out)["labels"], json.loads(out)["batches"]) == (0, 5, [])
+        code, out, _ = run("label", "sort", name, "--dry-run", "--json")
+        assert (json.loads(out)["size"], json.loads(out)["answered"]) == (4, 5)
+
+
+def test_label_judges_the_whole_file_before_anything_is_sent(run: Run, tmp_path: Path) -> None:
+    with remote(tmp_path):
+        name = inputs_file(tmp_path, 3)
+        with (tmp_path / name).open("a") as file:
+            file.write('{"txt": "x"}\n')
+        code, _, err = run("label", "sort", name)
+        assert code == 3
+        assert "line 4" in err and "text: is missing" in err and "nothing was sent" in err
+        assert not (tmp_path / ".apprentice").exists()
+    assert run("label", "sort")[0] == 2
+    assert run("label", "sort", "nowhere.jsonl")[0] == 2
+
+
+def test_label_ends_with_the_code_of_a_model_when_a_batch_fails(run: Run, tmp_path: Path) -> None:
+    with remote(tmp_path):
+        pass  # nobody listens there any more
+    text = (tmp_path / "apprentice.yaml").read_text()
+    (tmp_path / "apprentice.yaml").write_text(
+        text.replace("provider: openai", "provider: openai\n  price: {input: 1, output: 1}")
+    )
+    code, out, _ = run("label", "sort", inputs_file(tmp_path, 3), "--no-wait", "--json")
+    assert [batch["state"] for batch in json.loads(out)["batches"]] == ["prepared"]
+    assert code == 0  # it is tried again by whoever collects
+    code, out, _ = run("label", "sort", "--cancel", "--collect", "--json")
+    assert (code, json.loads(out)["cancelled"]) == (0, 0)

@@ -33,8 +33,9 @@ from apprentice.errors import (
     StoreTooNew,
     UnknownTask,
 )
+from apprentice.shelf import Loaded
 from apprentice.testing.servers import Reply, Server, serve_openai
-from apprentice.testing.stores import HOSTILE
+from apprentice.testing.stores import HOSTILE, a_version
 from apprentice.types import Answer, Event, Json, Record, Store, Task
 
 from .conftest import YAML, honest, right, texts
@@ -532,7 +533,8 @@ async def learning(config: Config, share: float = 1.0, *, cold: bool = False, **
         await app.confidence("sort")
         live = app._tasks["sort"]
         if not cold:
-            live.model = Knowing()
+            await app._store.add_version(a_version(id="v1"))
+            live.shelf.serving = Loaded(a_version(id="v1"), Knowing())
             confidence.start_version(live.state, live.settings, "v1", [])
         yield app
 
@@ -682,7 +684,7 @@ async def test_only_audits_are_asked_twice_in_the_share_that_is_configured(confi
             repeated = sum(record.repeat is not None for record in await stored(config))
             assert len(server.requests) == 80 + repeated
             assert 10 <= repeated <= 30
-            app._tasks["sort"].model = None  # nobody to compare with: no audit
+            app._tasks["sort"].shelf.withdraw()  # nobody to compare with: no audit
             for text in texts(20, seed=2):
                 await app.arun("sort", {"text": text})
             assert len(server.requests) == 100 + repeated

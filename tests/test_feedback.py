@@ -38,12 +38,7 @@ async def test_a_correction_replaces_the_target_outweighs_labels_and_is_found_in
         await corrected(config, store, train, other)
         selection = select(await store.records("sort", labelled=True), await gold(store, "sort"), 5.0)
         [row] = [row for row in selection.training if row.source == "gold"]
-        assert (row.target, row.weight, row.request_id, row.basis) == (
-            {"kind": other},
-            5.0,
-            f"r{train}",
-            "corrected by ann",
-        )
+        assert (row.target, row.weight, row.request_id, row.model) == ({"kind": other}, 5.0, f"r{train}", "")
         assert len(selection.training) + len(selection.held_out) == 80  # it replaced a label, it is no further row
         version = await learn(config, "sort", store, clock=lambda: 5.0, owner="a")
         assert version is not None and version.metrics["gold"] == [f"r{train}"]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apprentice import heads
+from apprentice import fields, heads
 from apprentice.errors import CannotLearn, ConfigError, TrainingError
 from apprentice.types import Json, Task
 
@@ -51,112 +51,10 @@ def learned(
     weights: Sequence[float] | None = None,
     counted: Sequence[str] | None = None,
 ) -> tuple[heads.Student, heads.OutOfFold | None]:
-    fields = heads.fields(task(schema), counted)
-    symbols = [[field.symbol(output) or "" for field in fields] for output in outputs]
+    wanted = fields.of(task(schema), counted)
+    symbols = [[field.symbol(output) or "" for field in wanted] for output in outputs]
     parts = [number % folds for number in range(len(outputs))]
-    return heads.learn(fields, vectors, symbols, weights or [1.0] * len(outputs), parts, encode=by_letters, c=30.0)
-
-
-# --- which fields there are -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("schema", "why"),
-    [
-        ({"type": "string", "x-free-text": True}, "free text"),
-        ({"type": "array", "items": {"type": "string"}, "x-free-text": True}, "free text"),
-        ({"type": "object"}, "of the type 'object'"),
-        ({"type": "object", "properties": {"y": {"type": "string"}}}, "of the type 'object'"),
-        ({"type": "array"}, "list of something else"),
-        ({"type": "array", "items": {"type": "object"}}, "list of something else"),
-        ({"type": "array", "items": {"type": "number"}}, "list of something else"),
-        ({}, "has no type"),
-    ],
-)
-def test_what_cannot_be_learned_is_refused_by_name(schema: dict[str, Json], why: str) -> None:
-    with pytest.raises(CannotLearn, match=f"'t': output field 'x' .*{why}") as caught:
-        heads.fields(task(a_field(schema)))
-    assert caught.value.hint
-
-
-@pytest.mark.parametrize("schema", [{"type": "string", "x-free-text": True}, {"type": "object"}, {}])
-def test_a_whole_output_that_cannot_be_learned_is_refused(schema: dict[str, Json]) -> None:
-    with pytest.raises(CannotLearn, match="'t': the output "):
-        heads.fields(task(schema))
-
-
-def test_a_field_that_does_not_count_is_left_out_if_it_may_be_and_refused_if_it_is_required() -> None:
-    free = {"type": "string", "x-free-text": True}
-    schema = {"type": "object", "properties": {"why": free, "kind": {"type": "string"}}, "required": ["kind"]}
-    assert [field.name for field in heads.fields(task(schema), ["kind"])] == ["kind"]
-    with pytest.raises(CannotLearn, match="'why'"):
-        heads.fields(task(schema))
-    with pytest.raises(CannotLearn, match="'why'"):
-        heads.fields(task(schema | {"required": ["kind", "why"]}), ["kind"])
-
-
-def test_a_misspelt_counted_field_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"'knd'.*has x"):
-        heads.fields(task(a_field({"type": "string"})), ["knd"])
-
-
-def test_schemas_of_pydantic_are_understood() -> None:
-    schema = {
-        "$defs": {"Kind": {"enum": ["a", "b"], "type": "string"}},
-        "type": "object",
-        "properties": {
-            "kind": {"$ref": "#/$defs/Kind"},
-            "other": {"anyOf": [{"$ref": "#/$defs/Kind"}, {"type": "null"}], "default": None},
-            "all": {"type": "array", "items": {"$ref": "#/$defs/Kind"}},
-            "n": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
-        },
-        "required": ["kind", "all"],
-    }
-    kind, other, several, n = heads.fields(task(schema))
-    assert kind.choices == other.choices == several.choices == ('"a"', '"b"')
-    assert [f.nullable for f in (kind, other, several, n)] == [False, True, False, True]
-    assert [f.required for f in (kind, other, several, n)] == [True, False, True, False]
-    assert [f.kind for f in (kind, other, several, n)] == ["category", "category", "list", "integer"]
-
-
-@pytest.mark.parametrize(
-    ("schema", "fits", "misfits"),
-    [
-        ({"type": "string"}, ["", "a"], [1, None, ["a"], True]),
-        ({"enum": ["a", 1, None]}, ["a", 1, 1.0, None], ["b", 2, True]),
-        ({"const": "a"}, ["a"], ["b"]),
-        ({"type": "boolean"}, [True, False], [0, "true"]),
-        ({"type": "integer"}, [0, 3, 3.0], [3.5, True, "3", 10**400]),
-        ({"type": "number"}, [0, 0.5], [float("nan"), float("inf"), "1", False]),
-        ({"type": ["number", "null"]}, [1.5, None], ["1"]),
-        ({"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 1, "maxItems": 2}, [["a"]], [[], ["c"], "a"]),
-    ],
-)
-def test_only_values_that_fit_the_schema_become_examples(
-    schema: dict[str, Json], fits: list[Json], misfits: list[Json]
-) -> None:
-    (field,) = heads.fields(task(a_field(schema)))
-    assert all(field.symbol({"x": value}) is not None for value in fits)
-    assert [value for value in misfits if field.symbol({"x": value}) is not None] == []
-    assert field.symbol({}) is None
-    assert field.symbol("no object") is None
-
-
-@pytest.mark.parametrize(
-    ("input", "text"),
-    [
-        ({"text": "hello"}, "hello"),
-        ({"text": "hello", "metadata": {}}, "hello"),
-        ({"metadata": {"b": 1, "a": "ü"}, "text": "hello"}, 'text: hello\nmetadata: {"a": "ü", "b": 1}'),
-        ({"z": 1, "b": 2, "text": "t"}, "text: t\nb: 2\nz: 1"),
-        ({"n": 3}, "n: 3"),
-        ({}, ""),
-        ("bare", "bare"),
-        ([1, 2], "[1, 2]"),
-    ],
-)
-def test_an_input_is_one_text(input: Json, text: str) -> None:
-    assert heads.render({"properties": {"text": {}, "metadata": {}}}, input) == text
+    return heads.learn(wanted, vectors, symbols, weights or [1.0] * len(outputs), parts, encode=by_letters, c=30.0)
 
 
 # --- what is learned --------------------------------------------------------------------------------------------------
@@ -205,6 +103,43 @@ def test_a_label_that_names_itself_is_learned_from_fewer_examples() -> None:
     misleading = names[3:] + names[:3]
     assert agreement(names) > agreement(misleading) + 0.05
     assert agreement(misleading) > 0.3, "a name that says nothing is not believed"
+
+
+def test_how_frequent_a_category_is_decides_only_where_that_is_right_more_often() -> None:
+    dice = np.random.default_rng(0)
+    often = ["often" if dice.random() < 0.8 else "rarely" for _ in range(300)]
+    blind = vectors_of(dice.integers(SIZE, size=300).tolist())  # say nothing about the label
+    student, found = learned(a_field({"type": "string"}), [{"x": label} for label in often], blind)
+    said = [output["x"] for output, _ in student.answers(blind)]
+    assert said.count("often") > 270
+    assert found is not None
+    assert found.agreement["x"] > 0.65
+    evened = [head.evened(1.0).guess(blind).symbols for head in student.heads]
+    assert evened[0].count('"rarely"') > said.count("rarely") + 60
+
+
+def test_confidence_is_lower_far_from_all_examples() -> None:
+    numbers = [number % 8 for number in range(400)]
+    dice = np.random.default_rng(1)
+    outputs = [{"x": f"k{dice.integers(8) if dice.random() < 0.2 else n}"} for n in numbers]
+    student = taught(a_field({"type": "string"}), outputs, vectors_of(numbers, noise=0.3))
+    known = [sure for _, sure in student.answers(vectors_of(range(8), seed=5, noise=0.3))]
+    strange = [sure for _, sure in student.answers(vectors_of(range(8, SIZE), seed=5, noise=0.3))]
+    assert np.mean(strange) < np.mean(known) - 0.3
+
+
+def test_evidence_is_believed_as_far_as_it_was_right_and_more_margin_is_never_less_sure() -> None:
+    dice = np.random.default_rng(2)
+    evidence = dice.standard_normal((800, 3))
+    ones = np.ones(800)
+    right = dice.random(800) < 1 / (1 + np.exp(-2 * evidence[:, 1] - 0.5))
+    slope, useful, useless, offset = heads.weigh(evidence, right, ones)
+    assert 0.05 <= slope < 0.4
+    assert abs(useful - 2) < 0.5
+    assert abs(useless) < 0.3
+    assert abs(offset - 0.5) < 0.3
+    assert heads.weigh(-evidence[:, 1], right, ones)[0] == 0.05
+    assert heads.weigh(evidence, right, 1e-4 * ones) == pytest.approx((1, 0, 0, 0), abs=0.1), "little proves little"
 
 
 def test_a_field_that_cannot_be_known_does_not_hide_one_that_can() -> None:
@@ -375,10 +310,10 @@ def test_whatever_was_learned_answers_fit_the_schema_and_survive_saving(data: st
     outputs = [{name: value for name, value in row.items() if value is not ...} for row in rows]
     vectors = vectors_of([number % SIZE for number in range(len(outputs))])
     student, _ = learned(schema, outputs, vectors, folds=2)
-    fields = heads.fields(task(schema))
+    wanted = fields.of(task(schema))
     asked = vectors_of(range(SIZE), seed=5, noise=0.5)
     for output, confidence in student.answers(asked):
-        assert all(field.symbol(output) is not None for field in fields), output
+        assert all(field.symbol(output) is not None for field in wanted), output
         assert set(output) >= set(required)
         assert 0 <= confidence <= 1
         for name in set(output) & {"category", "flag"}:

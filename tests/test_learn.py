@@ -3,12 +3,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from apprentice import feedback, plugins, worker
 from apprentice import learn as teaching
-from apprentice import plugins, worker
 from apprentice.config import Config, TaskConfig
 from apprentice.errors import StoreError, TrainingError
 from apprentice.learn import due, learn, select
@@ -25,7 +27,7 @@ def answered(number: int, text: str, kind: str | None) -> Record:
     return Record(
         request_id=f"r{number}",
         task="sort",
-        at=float(number),
+        at=1.0 + number,  # 0 would mean that nobody knows
         input={"text": text},
         decision=Decision(route="remote", reason="no_local_model", p=0.0),
         remote=Answer(output=None if kind is None else {"kind": kind}, model="gpt"),
@@ -180,4 +182,78 @@ async def test_losing_the_lease_ends_the_cycle_and_the_worker_goes_on_with_the_o
     finally:
         working.cancel()
         await asyncio.wait([working])
+        await store.close()
+
+
+def planted(number: int, text: str, provider: str, model: str) -> Record:
+    record = answered(number, text, right(text))
+    assert record.remote is not None
+    remote = record.remote.model_copy(update={"provider": provider, "model": model})
+    return record.model_copy(update={"remote": remote, "request_id": f"p{number}"})
+
+
+async def test_a_row_that_may_not_train_never_does_and_the_version_proves_it(configured: Configured) -> None:  # F104
+    config = configured()
+    store = await filled(config, 60)
+    try:
+        names = {"claude": ("anthropic@", "claude-sonnet-4-5"), "nobody": ("elsewhere@api.example.com", "gpt")}
+        for number, text in enumerate(texts(40, seed=7)):
+            await store.append(planted(number, text, *names["claude" if number % 2 else "nobody"]))
+        version = await learn(config, "sort", store, clock=lambda: 5.0, owner="a")
+        assert version is not None
+        proof = version.metrics["licence"]
+        assert version.trained_on == proof["rows"]
+        assert all(group["teacher"] == "openai@own server" for group in proof["by"])
+        assert sum(proof["refused"].values()) + proof["rows"] == sum(
+            not held_out(fingerprint({"text": text})) for text in {*texts(60), *texts(40, seed=7)}
+        )
+        assert Path(version.path, "manifest.json").read_text().count("claude") == 0
+        [said] = await store.events("sort", names=["ROWS_REFUSED"])
+        assert said.evidence["refused"] == proof["refused"]
+    finally:
+        await store.close()
+
+
+async def test_without_a_permission_nothing_is_learned_and_the_command_that_explains_is_named(
+    configured: Configured,
+) -> None:
+    config = configured(remote={"permission": None})
+    store = await filled(config, 60)
+    try:
+        with pytest.raises(TrainingError, match="may not train") as raised:
+            await learn(config, "sort", store, clock=lambda: 5.0, owner="a")
+        assert raised.value.hint is not None and "apprentice licence" in raised.value.hint
+        assert await store.versions("sort") == []
+    finally:
+        await store.close()
+
+
+async def test_a_permission_that_ends_between_selection_and_start_stops_the_job(configured: Configured) -> None:
+    granted = configured().remote.permission
+    assert granted is not None
+    config = configured(remote={"permission": granted.model_copy(update={"until": date(1970, 1, 1)})})
+    store = await filled(config, 60)
+    clock = iter([5.0, 5.0, 86_400.0 * 2])
+    try:
+        chosen = select(await store.records("sort", labelled=True))
+        selection = await teaching.permit(config, config.task("sort"), chosen, store, lambda: next(clock))
+        next(clock)
+        with pytest.raises(TrainingError, match="not those that were selected"):
+            await teaching.train(config, config.task("sort"), selection, 0, lambda: next(clock))
+    finally:
+        await store.close()
+
+
+async def test_an_approved_answer_is_still_the_remotes_and_its_terms_count(configured: Configured) -> None:
+    config = configured(remote={"permission": None})
+    store = await filled(config, 40)
+    try:
+        numbers = [n for n, text in enumerate(texts(40)) if not held_out(fingerprint({"text": text}))]
+        await feedback.give(config, store, f"r{numbers[0]}", "approved", at=2.0)
+        kind = next(kind for kind in ("fruit", "tool") if kind != right(texts(40)[numbers[1]]))
+        await feedback.give(config, store, f"r{numbers[1]}", "corrected", at=2.0, target={"kind": kind})
+        chosen = select(await store.records("sort", labelled=True), await teaching.gold(store, "sort"))
+        selection = await teaching.permit(config, config.task("sort"), chosen, store, lambda: 5.0)
+        assert [(row.request_id, row.terms) for row in selection.training] == [(f"r{numbers[1]}", "own")]
+    finally:
         await store.close()

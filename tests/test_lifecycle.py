@@ -246,7 +246,9 @@ async def test_what_the_local_model_or_the_evaluator_does_wrong_loses_no_answer(
         config = steady.model_copy(update={"remote": remote, "tasks": (task,), "sampling": sampling})
         async with Apprentice(config) as app:
             first = await app.arun("sort", {"text": "a pear"})
-            app._tasks["sort"].model = Exploding()
+            serving = app._tasks["sort"].shelf.serving
+            assert serving is not None
+            serving.model = Exploding()
             second = await app.arun("sort", {"text": "an otter"})
     assert (first.output, second.output) == ({"kind": "fruit"}, {"kind": "animal"})
     assert (first.decision.reason, second.decision.reason) == ("audit", "local_failed")

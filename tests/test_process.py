@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -59,7 +60,7 @@ async def test_a_command_runs_until_it_is_stopped(tmp_path: Path) -> None:
     log = tmp_path / "logs" / "a.log"
     running = await process.start(script("print('up'); import time; time.sleep(600)"), log=log, env=ENV)
     await running.ready(said(log, "up"), timeout=20)
-    assert running.alive
+    assert runs(running.pid)
     assert running.tail() == "up"
     await running.stop()
     await running.stop()
@@ -155,13 +156,13 @@ async def test_what_the_command_started_goes_with_it(tmp_path: Path) -> None:
         "inner = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
         "print(inner.pid); time.sleep(float(sys.argv[1]))"
     )
+    left: list[int] = []
     for seconds in ("600", "0"):  # it is stopped; it ends by itself
-        log.unlink(missing_ok=True)
         running = await process.start([*script(code), seconds], log=log, env=ENV)
         await running.ready(said(log, "\n"), timeout=20)
         await (running.stop() if seconds == "600" else running.wait())
-        inner = int(running.tail(1))
-        until(lambda inner=inner: not runs(inner))
+        left.append(int(running.tail(1)))
+    until(lambda: not any(map(runs, left)))
 
 
 async def test_a_huge_log_stays_within_its_cap_and_keeps_its_end(tmp_path: Path) -> None:
@@ -237,8 +238,6 @@ def _read(path: Path) -> str:
 
 
 def test_a_free_port_can_be_listened_at() -> None:
-    import socket
-
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", process.free_port()))
 

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from apprentice import plugins
-from apprentice.config import Budget, Config
+from apprentice.config import Budget, Config, load
 from apprentice.errors import BudgetError, BudgetExhausted, BudgetHeld, ConfigError
 from apprentice.purse import Purse, resume, suspended_models
 from apprentice.types import Event, Hold, Purpose, Seconds, Store
+from tests.conftest import YAML
 
 type Configured = Callable[..., Config]
 NOON = 1_795_176_000.0  # 2026-11-20 12:00 UTC
@@ -258,6 +259,16 @@ async def test_a_job_that_the_month_cannot_pay_is_not_begun_and_one_of_a_week_ke
         assert (await here.reserve(50)).worst == 50
 
 
+async def test_a_batch_that_a_provider_has_for_a_day_keeps_its_hold(of: Any) -> None:
+    async with of(total=1000) as here:
+        batch, dead = await here.reserve(300, purpose="batch"), await here.reserve(200)
+        here.now += 86_400
+        await here.purse.sweep()
+        assert await here.store.holds(2e9) == [batch]
+        assert dead.worst == 200
+        assert await here.store.spent(["total"]) == {"total": 500}
+
+
 async def test_holds_of_the_dead_count_as_spent_and_those_of_the_living_stay(of: Any) -> None:  # F3, F4
     async with of(total=1000) as here:
         await here.reserve(300)
@@ -286,3 +297,158 @@ async def test_a_bill_above_the_hold_is_booked_as_it_is_and_the_model_stays_susp
         assert refused.value.hint == "suspended: m"
         await resume(here.store, "m", at=NOON)
         assert await suspended_models(here.store) == {}
+
+
+# --- caps that are changed while a process runs ---------------------------------------------------------------------------
+
+
+class File:
+    """The configuration's file, as a person edits it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "apprentice.yaml"
+
+    def says(self, budget: str, own: str = "{}", description: str = "Say what kind of thing is meant") -> None:
+        text = YAML.replace("BASE_URL", "http://127.0.0.1:9").replace("Say what kind of thing is meant", description)
+        text = text.replace("    evaluator:", f"    budget: {own}\n    evaluator:")
+        self.writes(f"{text}budget: {budget}\n")
+
+    def writes(self, text: str) -> None:
+        other = self.path.with_suffix(".new")
+        other.write_text(text)
+        other.replace(self.path)
+
+    def read(self) -> Config:
+        return load(self.path)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> File:
+    return File(tmp_path)
+
+
+async def test_calls_that_wait_go_when_the_cap_is_raised_in_the_file(file: File, tmp_path: Path) -> None:  # F22
+    file.says("{total: 0.0001, on_exhausted: queue, wait: 30}")
+    async with till(file.read(), tmp_path) as here:
+        await here.spend(100)
+        waiting = [asyncio.create_task(here.reserve(50)) for _ in range(2)]
+        while not here.purse._line.locked():
+            await asyncio.sleep(0)
+        file.says("{total: 0.0002, on_exhausted: queue, wait: 30}")
+        assert [hold.worst for hold in await asyncio.gather(*waiting)] == [50, 50]
+        [said] = await here.said("BUDGET_CHANGED")
+        assert (said.evidence["old"]["total"], said.evidence["new"]["total"]) == ("0.0001", "0.0002")
+        assert said.message == "the budget of all tasks was changed in the file: total 0.0001 -> 0.0002"
+
+
+async def test_a_cap_that_is_lowered_in_the_file_below_what_is_spent_stops_calls_and_no_process(
+    file: File, tmp_path: Path
+) -> None:  # F22
+    file.says("{daily: 1, on_exhausted: refuse}")
+    async with till(file.read(), tmp_path) as here:
+        await here.spend(600)
+        begun = await here.reserve(300)
+        file.says("{daily: 0.0005, on_exhausted: refuse}")
+        for _ in range(2):
+            with pytest.raises(BudgetExhausted):
+                await here.reserve(1)
+        await here.purse.settle(begun, 250, state="settled")
+        await here.purse.watch(here.config.tasks[0])
+        await here.purse.foresee(here.config.tasks[0], gap=5.0, level=0.1)
+        assert await here.store.spent(["total"]) == {"total": 850}
+        file.says("{on_exhausted: refuse}")  # no cap any more
+        assert (await here.reserve(5000)).worst == 5000
+        assert [said.evidence["new"]["daily"] for said in await here.said("BUDGET_CHANGED")] == ["0.0005", None]
+
+
+async def test_the_cap_of_one_task_and_what_is_done_at_the_end_of_the_money_follow_the_file(
+    file: File, tmp_path: Path
+) -> None:
+    file.says("{on_exhausted: refuse, wait: 30}", own="{total: 0.0001}")
+    async with till(file.read(), tmp_path) as here:
+        await here.spend(100)
+        with pytest.raises(BudgetExhausted):
+            await here.reserve(1)
+        file.says("{on_exhausted: queue, wait: 30}", own="{total: 0.0001}")
+        waiting = asyncio.create_task(here.reserve(40))
+        while not here.purse._line.locked():
+            await asyncio.sleep(0)
+        assert here.purse.budget.on_exhausted == "queue"
+        file.says("{on_exhausted: queue, wait: 30}", own="{total: 0.00014}")
+        assert (await waiting).worst == 40
+        assert [said.evidence["budget"] for said in await here.said("BUDGET_CHANGED")] == ["all", "sort"]
+
+
+@pytest.mark.parametrize("wrong", ["budget: {daily: [", "budget: {daily: -1}\n", "", None])
+async def test_a_file_that_cannot_be_used_leaves_the_caps_and_is_said_once_a_change(
+    file: File, tmp_path: Path, wrong: str | None
+) -> None:
+    file.says("{daily: 0.0001}")
+    async with till(file.read(), tmp_path) as here:
+        await here.spend(60)
+        if wrong is None:
+            file.path.unlink()
+        else:
+            file.writes(wrong)
+        for _ in range(3):
+            with pytest.raises(BudgetExhausted):
+                await here.reserve(41)
+        [said] = await here.said("CONFIG_INVALID")
+        assert str(file.path) in said.message and "the former caps stay" in said.message
+        file.says("{daily: 0.0002}")
+        assert (await here.reserve(41)).worst == 41
+        file.writes("tasks: 7")
+        assert (await here.reserve(41)).worst == 41
+        assert len(await here.said("CONFIG_INVALID")) == 2
+
+
+async def test_an_edit_of_anything_else_changes_no_cap_that_the_program_has_set(file: File, tmp_path: Path) -> None:
+    file.says("{daily: 100, weekly: 100}")
+    config = file.read()
+    stricter = config.model_copy(update={"budget": Budget(daily=Decimal("0.0001"))})
+    async with till(stricter, tmp_path) as here:
+        await here.spend(100)
+        file.says("{daily: 100, weekly: 100}", description="Another text, which needs a restart")
+        with pytest.raises(BudgetExhausted):
+            await here.reserve(1)
+        file.says("{daily: 100, weekly: 0.00009}")
+        with pytest.raises(BudgetExhausted):
+            await here.reserve(1)
+        assert here.purse.budget.limits == {"daily": Decimal("0.0001"), "weekly": Decimal("0.00009")}
+
+
+async def test_a_cap_that_was_raised_is_said_to_be_used_up_again(file: File, tmp_path: Path) -> None:
+    file.says("{total: 0.0001}")
+    async with till(file.read(), tmp_path) as here:
+        for cap in (100, 200):
+            file.says(f"{{total: {cap / 1e6:.6f}}}")
+            await here.spend(100)
+            for _ in range(2):
+                with pytest.raises(BudgetExhausted):
+                    await here.reserve(1)
+            assert [said.evidence["limit"] for said in await here.said("BUDGET_EXHAUSTED")][-1] == cap
+        assert len(await here.said("BUDGET_EXHAUSTED")) == 2
+        assert [said.evidence["limit"] for said in await here.said("BUDGET_WARNING")] == [100, 100, 200, 200]
+
+
+async def test_a_change_is_recorded_once_however_many_processes_follow_it(file: File, tmp_path: Path) -> None:
+    file.says("{daily: 0.0001}")
+    config = file.read()
+    async with till(config, tmp_path) as here, till(config, tmp_path) as there:
+        file.says("{daily: 0.0002}")
+        await asyncio.gather(*(here.reserve(1) for _ in range(20)), *(there.reserve(1) for _ in range(20)))
+        assert len(await here.said("BUDGET_CHANGED")) == 1
+        assert await here.store.spent(["total"]) == {"total": 40}
+
+
+async def test_a_file_that_was_broken_before_the_process_began_is_said_by_the_first_call(
+    file: File, tmp_path: Path
+) -> None:
+    file.says("{daily: 0.0001}")
+    config = file.read()
+    file.writes("tasks: 7")
+    async with till(config, tmp_path) as here:
+        await here.spend(100)
+        assert len(await here.said("CONFIG_INVALID")) == 1
+        with pytest.raises(BudgetExhausted):
+            await here.reserve(1)

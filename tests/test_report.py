@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from apprentice import confidence, plugins, report
 from apprentice.calibration import auroc
+from apprentice.cli import main
 from apprentice.config import Config
 from apprentice.engine import Apprentice
 from apprentice.errors import InvalidRequest, UnknownTask
@@ -300,6 +303,69 @@ async def test_local_computing_counts_against_what_was_saved(configured: Configu
     assert found.local_cost == 10 * 1000  # half a second at 0.2 cents a second
     assert found.saved == 10 * 500 - 10 * 1000
     assert found.break_even is None
+
+
+async def test_each_day_tells_what_went_to_the_remote_what_to_local_computing_and_what_all_remote_would_have_cost(
+    configured: Configured,
+) -> None:
+    config = configured(local={"cost_per_hour": Decimal("7.2")}, budget={"timezone": "Pacific/Auckland"})
+    midnight = 1_795_172_400.0  # between 2026-11-20 and 21, there
+    records = [
+        asked(0, 10, cost=500),
+        asked(1, 10, cost=None, latency=0.5),
+        asked(2, 10, cost=700, latency=0.25),  # an audit
+        asked(3, 10, cost=None, latency=0.5),
+    ]
+    moments = (midnight - 60, midnight - 1, midnight, midnight + 80_000)
+    records = [record.model_copy(update={"at": at}) for record, at in zip(records, moments, strict=True)]
+    async with opened(config) as store:
+        for number, (purpose, cost, day) in enumerate(
+            [("serve", 500, "20"), ("serve", 700, "21"), ("probe", 40, "21"), ("probe", 30, "22"), ("serve", 0, "21")]
+        ):
+            windows = ("total", f"day:2026-11-{day}")
+            hold = Hold(
+                attempt_id=str(number), task="sort", purpose=purpose, model="m", worst=900, windows=windows, at=1.0
+            )
+            await store.reserve(hold, [])
+            if cost:
+                await store.settle(str(number), cost, state="settled")
+    found = await reported(config, records)
+    first, second, third = found.days
+    assert [day.day for day in found.days] == ["2026-11-20", "2026-11-21", "2026-11-22"]
+    assert (first.requests, first.asked_remote, first.served_locally) == (2, 1, 1)
+    assert (first.remote_cost, first.local_cost, first.all_remote_cost) == (500, 1000, 500 + 600)  # the mean: 600
+    assert second.purposes == {"serve": 700 + 900, "probe": 40}  # what is held counts with its worst case
+    assert (second.remote_cost, second.local_cost, second.all_remote_cost) == (1640, 1500, 700 + 600)
+    assert (third.requests, third.purposes, third.all_remote_cost) == (0, {"probe": 30}, 0)
+    assert sum(day.all_remote_cost for day in found.days) == found.all_remote_cost
+    assert sum(day.local_cost for day in found.days) == found.local_cost
+
+
+def test_the_report_prints_the_last_fourteen_days(
+    configured: Configured, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "apprentice.yaml").write_text(YAML.replace("BASE_URL", "http://127.0.0.1:9"))
+    day = 86_400.0
+    records = [asked(number, 10, cost=500).model_copy(update={"at": 1.8e9 + number * day}) for number in range(20)]
+    asyncio.run(reported(configured(), records))
+    assert main(["report", "--config", str(tmp_path / "apprentice.yaml")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    shown = [line.split() for line in lines if line.startswith("  2027-")]
+    assert [line[0] for line in shown] == [f"2027-01-{number}" for number in range(21, 32)] + [
+        f"2027-02-0{number}" for number in range(1, 4)
+    ]
+    assert shown[-1][1:] == [
+        "1",
+        "1",
+        "0",
+        "$0.0000",
+        "$0.0000",
+        "$0.0005",
+    ]  # nothing in the ledger; what it answered for
+    assert main(["report", "--json", "--config", str(tmp_path / "apprentice.yaml")]) == 0
+    [found] = json.loads(capsys.readouterr().out)
+    assert len(found["days"]) == 20
+    assert found["days"][0]["day"] == "2027-01-15"
 
 
 async def test_spending_is_told_by_day_purpose_and_model(configured: Configured) -> None:

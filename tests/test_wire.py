@@ -12,6 +12,7 @@ import ssl
 import struct
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,31 @@ async def test_an_answer_comes_back_as_it_was_sent(client: wire.Client) -> None:
     async with serve_openai([Reply(raw=OK)]) as server:
         outcome = await wire.send(client, request(server.url))
     assert (outcome.kind, outcome.status, outcome.body) == ("answered", 200, {"choices": []})
+
+
+async def test_a_file_of_lines_is_read_whole_or_not_at_all(client: wire.Client) -> None:
+    for raw_body, lines in (
+        (b'{"a": 1}\n\n{"b": "\xe2\x80\xa8"}\r\n', ({"a": 1}, {"b": "\u2028"})),
+        (b"", ()),
+        (b'{"a": 1}\n{"b"', None),
+        (b'{"a": 1}\n[]', None),
+    ):
+        async with serve_openai([Reply(raw=raw_body)]) as server:
+            outcome = await wire.send(client, request(server.url, lines=True))
+        assert (outcome.kind, outcome.lines) == ("unknown" if lines is None else "answered", lines)
+    async with serve_openai([Reply(status=404, code="not_found")]) as server:
+        outcome = await wire.send(client, request(server.url, lines=True))
+        assert (outcome.kind, outcome.status) == ("rejected", 404)
+
+
+async def test_a_get_carries_no_body(client: wire.Client) -> None:
+    async with serve_openai([Reply(raw=OK)]) as server:
+        asked = replace(request(server.url, body=b"", method="GET"), url=f"{server.url}/batches")
+        outcome = await wire.send(client, asked)
+        assert (outcome.kind, outcome.body and outcome.body["data"]) == ("answered", [])
+        [seen] = server.requests
+        assert (seen.path, seen.body) == ("/v1/batches", {})
+        assert "content-length" not in seen.headers
 
 
 async def test_connections_are_used_again(client: wire.Client) -> None:
@@ -445,6 +471,48 @@ async def test_a_name_that_does_not_resolve_in_time_or_at_all_was_not_sent(
     over.set()
     outcome = await wire.send(client, request("http://api.example.com"))
     assert (outcome.kind, outcome.retryable) == ("not_sent", True)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param(socket.EAI_NONAME, id="NXDOMAIN"),
+        pytest.param(socket.EAI_NODATA, id="no address"),
+        pytest.param(socket.EAI_AGAIN, id="SERVFAIL"),
+        pytest.param(socket.EAI_FAIL, id="a server that refuses for good"),
+    ],
+)
+async def test_whatever_a_name_server_says_instead_of_an_address_the_request_was_not_sent(
+    monkeypatch: pytest.MonkeyPatch, client: wire.Client, code: int
+) -> None:  # F59
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise socket.gaierror(code, "from the name server")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    outcome = await wire.send(client, request("http://api.example.com"))
+    assert (outcome.kind, outcome.retryable, outcome.problem) == ("not_sent", True, "ConnectError")
+
+
+async def test_a_name_with_an_ipv6_address_alone_is_asked_there_and_nowhere_else(
+    names: Any, client: wire.Client
+) -> None:  # F59
+    table, _ = names
+    table["api.example.com"] = [["::1"]]
+    async with serve_openai([Reply(raw=OK)]) as other:
+        outcome = await wire.send(client, request(f"http://api.example.com:{place(other)}"))
+        assert (outcome.kind, outcome.retryable, other.connections) == ("not_sent", True, 0)
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            server = await stack.enter_async_context(serve_openai([Reply(raw=OK)], host="::1"))
+        except OSError:
+            return  # a machine without IPv6: that the request was not sent is all there is to see
+        assert (await wire.send(client, request(f"http://api.example.com:{place(server)}"))).kind == "answered"
+        assert server.connections == 1
+
+
+def place(server: Server) -> str:
+    """Its port and path, for another host."""
+    return server.url.rpartition(":")[2]
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from decimal import Decimal
 from functools import partial
 from random import Random
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import genai_prices
 from genai_prices.types import TieredPrices
@@ -42,10 +43,19 @@ _FIRST_WAIT: Seconds = 0.25  # before the first retry; doubled each time, jitter
 _LONGEST_WAIT: Seconds = 60.0  # a provider that asks for more is left alone: the next one is tried instead
 _FAIR: Seconds = 1.0  # who has not answered within this is slow; a deadline before it is the caller's affair
 _LONGEST_PAUSE: Seconds = 5.0  # a provider that may be asked so soon is waited for
+_MOST_NAMES = 50  # model names of one provider that are remembered: a server may answer with a new one each time
+_DATED = re.compile(r"[-@:](\d{4}-\d{2}-\d{2}|\d{8}|latest)$")  # what sets a snapshot's name apart from its model's
 _MEASURES = ("repeat", "probe")  # compare the first remote with itself, and answer nobody's request
 
 
 type Outcome = Literal["not_sent", "rejected", "answered", "answered_no_usage", "unknown"]
+
+
+class Served(NamedTuple):
+    """What is known of the model that really answered, by the name that the provider gives it."""
+
+    same: bool  # it is the configured one, perhaps a dated snapshot of it
+    price: Price | None  # as `price_of`; None: the price table does not have it
 
 
 class Provider:
@@ -57,6 +67,7 @@ class Provider:
         self.slots = asyncio.Semaphore(remote.concurrency)
         self.throttle = Throttle()
         self._model: Any = None
+        self._names: dict[str, Served] = {}
 
     @property
     def name(self) -> str:
@@ -88,17 +99,45 @@ class Provider:
             )
         return self._model
 
-    def cost(self, usage: Usage) -> Micros:
-        """What this usage costs, rounded up to a micro-dollar: the configured price, else the price table with its tiers."""
+    def served(self, name: str) -> Served:
+        """Whether a model of that name is the configured one: the price table has both as one model, or else only a date
+        tells their names apart. A dearer one bounds the calls from here on, unless a price is configured."""
+        if name in ("", self.remote.model):
+            return Served(same=True, price=self.price)
+        if (found := self._names.get(name)) is None:
+            ours, theirs = (_in_table(self.remote.provider, model) for model in (self.remote.model, name))
+            same = ours == theirs if ours and theirs else _DATED.sub("", name) == _DATED.sub("", self.remote.model)
+            found = Served(same, _price_in_table(self.remote.provider, name))
+            if len(self._names) < _MOST_NAMES:
+                self._names[name] = found
+            if found.price is not None and not found.same and self.remote.price is None:
+                dearer = max(self.price.input, found.price.input), max(self.price.output, found.price.output)
+                self.price = Price(input=dearer[0], output=dearer[1])
+        return found
+
+    def remembers(self, name: str) -> bool:
+        """Whether the name is among the first ones that the provider gave."""
+        return name in self._names
+
+    def cost(self, usage: Usage, served: str = "") -> Micros:
+        """What this usage costs, rounded up to a micro-dollar: the configured price, else the price table with its tiers.
+
+        `served`: the name of the model that answered; where it is another one, the dearer of the two is what counts.
+        """
         if self.remote.price is not None:
             return budget.cost(self.price, usage)
+        other = self.served(served)
+        models = [self.remote.model] if other.same or other.price is None else [self.remote.model, served]
+        return max(self._priced(model, usage) for model in models)
+
+    def _priced(self, model: str, usage: Usage) -> Micros:
         priced = genai_prices.calc_price(
             genai_prices.Usage(
                 input_tokens=usage.input_tokens,
                 output_tokens=usage.output_tokens,
                 cache_read_tokens=min(usage.cached_tokens, usage.input_tokens) or None,
             ),
-            model_ref=self.remote.model,
+            model_ref=model,
             provider_id=self.remote.provider,
         )
         return budget.micros(priced.total_price)
@@ -176,8 +215,9 @@ class Calls:
 
     async def look(self, task: TaskConfig, *, gap: Seconds, level: float | None) -> None:
         """What is due now and then: see `Purse.foresee` (without a level there is nothing to foresee yet), and follow
-        what was said about models elsewhere. Raises StoreError."""
+        what was said about models elsewhere and what was changed in the budget. Raises StoreError."""
         await self._suspend()
+        await self.purse.follow()
         await self.purse.sweep()
         if level is not None:
             await self.purse.foresee(task, gap=gap, level=level)
@@ -321,13 +361,16 @@ class Calls:
                 await self._settle(attempts, hold, "unknown", None, provider, problem)
                 raise OutcomeUnknown(problem, retryable=False) from error
             outcome: Outcome = "answered" if answer.usage is not None else "answered_no_usage"
-            cost = await self._settle(attempts, hold, outcome, answer.usage, provider, answer.problem)
+            cost = await self._settle(
+                attempts, hold, outcome, answer.usage, provider, answer.problem, served=answer.model
+            )
         with contextlib.suppress(StoreError):  # the answer is paid for; what was not said is said after the next call
+            await self._say_served(task, provider, answer.model)
             await self.purse.watch(task)
         if answer.output is None:
             raise InvalidAnswer(f"{provider.name}: {answer.problem}")
         task.validate_output(answer.output)
-        return answer.model_copy(update={"cost": cost})
+        return answer.model_copy(update={"cost": cost, "provider": provider.remote.teacher})
 
     async def _settle(
         self,
@@ -337,10 +380,12 @@ class Calls:
         usage: Usage | None,
         provider: Provider,
         problem: str | None,
+        *,
+        served: str = "",
     ) -> Micros:
         state: Literal["settled", "released", "assumed"]
         if usage is not None:
-            cost, state = provider.cost(usage), "settled"
+            cost, state = provider.cost(usage, served), "settled"
         elif outcome in ("not_sent", "rejected"):
             cost, state = 0, "released"
         else:  # sent, and nobody says what it cost: the worst case counts until there is evidence
@@ -361,6 +406,27 @@ class Calls:
             )
         await self.purse.settle(hold, cost, state=state)
         return cost
+
+    async def _say_served(self, task: TaskConfig, provider: Provider, name: str) -> None:
+        """Say MODEL_CHANGED, once a pair of names, when another model answered than the one that was asked for."""
+        found = provider.served(name)
+        if found.same or not provider.remembers(name):
+            return
+        if provider.remote.price is not None:
+            booked = "it is booked at the configured price"
+        elif found.price is None:
+            booked = "its price is unknown, and it is booked at the price of the configured model"
+        else:
+            booked = "the dearer of the two prices is booked"
+        message = f"{provider.name} answered as {name!r}, which is another model: {booked}"
+        asked = price_of(provider.remote)
+        evidence = {
+            "configured": provider.name,
+            "served": name,
+            "configured_price": asked.model_dump(mode="json"),
+            "served_price": None if found.price is None else found.price.model_dump(mode="json"),
+        }
+        await self.purse.say("MODEL_CHANGED", task.name, f"MODEL_CHANGED/{provider.name}/{name}", message, evidence)
 
     def _wait(self, error: ModelError, retry: int) -> Seconds:
         if error.retry_after is not None:
@@ -386,16 +452,33 @@ def price_of(remote: Remote) -> Price:
     """
     if remote.price is not None:
         return remote.price
-    try:
-        found = genai_prices.calc_price(
-            genai_prices.Usage(input_tokens=0, output_tokens=0), model_ref=remote.model, provider_id=remote.provider
-        ).model_price
-    except LookupError as error:
-        raise PriceUnknown(f"the price of {remote.provider}/{remote.model} is not in the price table") from error
-    input, output = _highest(found.input_mtok), _highest(found.output_mtok)
-    if input is None or output is None:
+    if _in_table(remote.provider, remote.model) is None:
+        raise PriceUnknown(f"the price of {remote.provider}/{remote.model} is not in the price table")
+    if (price := _price_in_table(remote.provider, remote.model)) is None:
         raise PriceUnknown(f"the price table has no price per token for {remote.provider}/{remote.model}")
-    return Price(input=input, output=output)
+    return price
+
+
+def _in_table(provider: str, model: str) -> str | None:
+    """What the price table calls the model; None if it does not have it. Dated snapshots are mostly one model there."""
+    found = _looked_up(provider, model)
+    return None if found is None else found.model.id
+
+
+def _price_in_table(provider: str, model: str) -> Price | None:
+    found = _looked_up(provider, model)
+    if found is None:
+        return None
+    input, output = _highest(found.model_price.input_mtok), _highest(found.model_price.output_mtok)
+    return None if input is None or output is None else Price(input=input, output=output)
+
+
+def _looked_up(provider: str, model: str) -> genai_prices.types.PriceCalculation | None:
+    nothing = genai_prices.Usage(input_tokens=0, output_tokens=0)
+    try:
+        return genai_prices.calc_price(nothing, model_ref=model, provider_id=provider)
+    except LookupError:
+        return None
 
 
 def _highest(price: Decimal | TieredPrices | None) -> Decimal | None:

@@ -37,7 +37,7 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 from apprentice import plugins, reading, schemas
 from apprentice.errors import CannotLearn, ConfigError, InvalidAnswer, InvalidInput, MissingExtra, UnknownTask
 from apprentice.schemas import Check, Place, Problem, did_you_mean, with_hint
-from apprentice.types import Json, Task
+from apprentice.types import Json, Permission, Task
 
 _USUAL_MODELS = {"openai": "gpt-4o", "anthropic": "claude-sonnet-4-5-20250929"}
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -99,10 +99,22 @@ class Remote(_Section):
     weight: float | None = Field(default=None, gt=0)
     """How often an additional provider is asked first, relative to the main one (1 unless told): so that the answers,
     and what is learned from them, are several models'. Without it the provider is asked only when others do not answer."""
+    permission: Permission | None = None
+    """A right to train on its answers beyond its terms: {basis, by, date, scope}; nothing else opens a closed provider."""
     settings: dict[str, Json] = {}
     """Further settings of the model plugin."""
     additional_providers: tuple[Remote, ...] = ()
     """Asked in this order when the ones before do not answer."""
+
+    @property
+    def host(self) -> str | None:
+        """The host of base_url; None where the provider's usual address is used."""
+        return urlsplit(self.base_url).hostname if self.base_url is not None else None
+
+    @property
+    def teacher(self) -> str:
+        """Where it is asked, as an Answer has it: "provider@host"."""
+        return f"{self.provider}@{self.host or ''}"
 
     @field_validator("api_key_env")
     @classmethod

@@ -520,7 +520,7 @@ class Apprentice:
         """Whether a request may be answered locally because the money is out: only where local answers are being served
         at all, and only if the operator did not ask for refusal."""
         serving = request.decision.phase == "steady" and request.local is not None and request.local.output is not None
-        return serving and self.config.budget.on_exhausted == "degrade"
+        return serving and self._calls.purse.budget.on_exhausted == "degrade"
 
     async def _write(self, live: _Live, request: Request, *, error: str | None = None) -> Record:
         record = request.record(live.config.name, error)

@@ -5,7 +5,8 @@ can do. Both stand on the class, so that a caller can decide without reading pro
 
     ApprenticeError
     ├── ConfigError             a file, a field, a plugin or an extra is wrong or missing
-    │   └── MissingExtra        an optional package is not installed
+    │   ├── MissingExtra        an optional package is not installed
+    │   └── UnsafeFile          a model file must not be loaded
     ├── InvalidRequest          the request cannot be answered as it is
     │   ├── UnknownTask
     │   ├── UnknownRequest
@@ -62,6 +63,12 @@ class MissingExtra(ConfigError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"the package {package!r} is not installed", hint=f"pip install 'apprentice[{extra}]'")
+
+
+class UnsafeFile(ConfigError):
+    """A model file must not be handed to a library; the message names the file and the reason."""
+
+    hint = "use a file from a source that you trust, and whole"
 
 
 class InvalidRequest(ApprenticeError):

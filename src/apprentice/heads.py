@@ -1,16 +1,19 @@
 """What the embedded student learns on top of vectors: one head a field of the output.
 
 A category (a string, a truth value, an enumeration, an integer that takes few values) is learned by multinomial
-logistic regression, a number by ridge regression, a list of categories by one logistic regression a category. The
-weights of a category start at, and are drawn towards, the vector of its name, where that helps out of fold: a label
-that says what it means ("card_arrival") is half learned before the first example. On banking77 this raised agreement
-after 250 labels from .61 to .68.
+logistic regression, a number by ridge regression, a list of categories by one logistic regression a category. Two things
+help a category with few examples, and each is used only where it does no harm out of fold. Its weights start at, and
+are drawn towards, the vector of its name: a label that says what it means ("card_arrival") is half learned before the
+first example. And how often a category was seen is taken out of the scores, in whole or half (A. Menon et al.,
+Long-tail learning via logit adjustment, ICLR 2021): three examples or six are chance where there are 77 categories.
 
-Confidence of a field: how far the answer stands before the second best (the margin of probability; it ranked right
-answers slightly better than the highest probability did), weighed by Platt scaling on out-of-fold answers (J. Platt,
+Confidence of a field, from four signs: how far the answer stands before the second best (the margin of probability),
+how near the input lies to the middle of the answer's examples, by how much nearer than to the middle of any other
+category's, and how frequent the answer is. The last three are for categories only; an input unlike all examples is near
+no middle. A logistic regression on out-of-fold answers weighs them (with the margin alone it is Platt scaling: J. Platt,
 Probabilistic outputs for support vector machines, 1999), so that a field which cannot be known does not hide one which
-can: with such a field beside banking77's, margins alone ranked worse (AUROC .57 instead of .61). Raw confidence of an
-answer: the product over its fields. The table `calibration` in the manifest turns it into a chance of agreement.
+can. Raw confidence of an answer: the product over its fields. The table `calibration` in the manifest turns it into a
+chance of agreement. What each of these brings: docs/log.md.
 
 Nothing here reads a clock or throws dice. A label that was never seen is never predicted.
 """
@@ -25,10 +28,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from apprentice.errors import CannotLearn, ConfigError, MissingExtra, TrainingError
-from apprentice.types import Json, Task
+from apprentice.fields import ABSENT, Field, symbol_of, text_of
+from apprentice.types import Json
 
 try:
     import numpy as np
@@ -39,214 +43,13 @@ except ModuleNotFoundError as error:
 type Vectors = Any  # a float32 array of n rows
 type Encode = Callable[[Sequence[str]], Vectors]
 
-ABSENT = ""  # symbol of a field that an output leaves out; no JSON text is empty
 _VALUE = "*"  # symbol of a field that another head fills in; no JSON text either
-_PULL = 10.0  # how far a category's weights start out along its name; 10 to 15 did best on banking77, 30 worse
+_PULL = 12.0  # how far a category's weights start out along its name; 10 to 15 did best on banking77, 30 worse
+_EVEN = (1.0, 0.5, 0.0)  # how much of the categories' frequency is taken out of the scores
+_BESIDE, _STEEP = 3, 10.0  # what a choice says beside its margin; cosines are small beside log-odds
 _FEW = 10  # integers with at most so many distinct values are learned as categories
 _FREE_DISTINCT, _FREE_SHARE, _FREE_ROWS = 200, 0.5, 100  # a string more varied than this is no category
-_MANY = 1_000_000  # items of a list without a limit
-_HUGE = 1e15  # a number beyond it is no measurement; float64 no longer tells its neighbours apart
 _NEAR = 0.05  # a number agrees with another within this share of the range seen; an integer when it is equal
-
-# --- which fields there are, and what they hold -----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Field:
-    """One output field as a head sees it. `name` is None when the output is no object but the value itself."""
-
-    name: str | None
-    kind: Literal["category", "integer", "number", "list"]
-    required: bool = True
-    nullable: bool = False
-    counts: bool = True  # part of the confidence and of the agreement
-    choices: tuple[str, ...] | None = None  # the symbols that the schema allows, in its order; for a list, of its items
-    types: tuple[str, ...] = ()  # of a category without choices
-    bounds: tuple[int, int] = (0, _MANY)  # items of a list
-    step: float | None = None  # multipleOf
-
-    @property
-    def title(self) -> str:
-        return "the output" if self.name is None else f"output field {self.name!r}"
-
-    def symbol(self, output: Json) -> str | None:
-        """The field's value in an output as canonical JSON text, ABSENT, or None when it does not fit the schema."""
-        if self.name is None:
-            value = output
-        elif not isinstance(output, dict):
-            return None
-        elif self.name not in output:
-            return None if self.required else ABSENT
-        else:
-            value = output[self.name]
-        if value is None:
-            return "null" if self.nullable else None
-        return self._fitting(value)
-
-    def _fitting(self, value: Json) -> str | None:
-        if self.kind == "list":
-            if not isinstance(value, list) or not self.bounds[0] <= len(value) <= self.bounds[1]:
-                return None
-            items = [_symbol(item) for item in value]
-            fits = all(item in self.choices for item in items) if self.choices else all(type(i) is str for i in value)
-            return _text(value) if fits else None
-        if self.kind == "category":
-            symbol = _symbol(value)
-            fits = symbol in self.choices if self.choices else bool(_types(value) & set(self.types))
-            return symbol if fits else None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not -_HUGE <= value <= _HUGE:
-            return None
-        if self.kind == "integer":
-            return _text(int(value)) if value == int(value) else None
-        return _text(value)
-
-
-def fields(task: Task, counted: Sequence[str] | None = None) -> tuple[Field, ...]:
-    """The fields of a task's output, in the schema's order.
-
-    `counted`: the fields that make up confidence and agreement; without it, those that the evaluator compares. A field
-    that is not counted is answered too if it can be learned, and left out if the schema allows that.
-    Raises CannotLearn that names the field: free text, objects, lists of anything but categories.
-    """
-    schema = _resolved(task.output_schema, task.output_schema)
-    if schema.get("type") != "object" and "properties" not in schema:
-        if counted:
-            raise ConfigError(f"task {task.name!r}: fields names {counted[0]!r}, but the output is no object")
-        return (_field(task, None, schema, required=True, counts=True),)
-    properties = schema.get("properties") or {}
-    for name in counted or ():
-        if name not in properties:
-            known = ", ".join(properties) or "no fields"
-            raise ConfigError(f"task {task.name!r}: fields names {name!r}, but the output has {known}")
-    found = []
-    for name, given in properties.items():
-        required = name in schema.get("required", ())
-        counts = given.get("x-compared", True) if counted is None else name in counted
-        try:
-            inner = _resolved(given, task.output_schema)
-            found.append(_field(task, name, inner, required=required, counts=counts))
-        except CannotLearn:
-            if required or counts:
-                raise
-    if not any(field.counts for field in found):
-        raise _unlearnable(task, "the output", "is an object without stated fields", "state them in output_schema")
-    return tuple(found)
-
-
-def _field(task: Task, name: str | None, schema: dict[str, Json], *, required: bool, counts: bool) -> Field:
-    title = "the output" if name is None else f"output field {name!r}"
-    nullable, schema = _without_null(schema, task.output_schema)
-    inner = _resolved(schema.get("items") or {}, task.output_schema) if schema.get("type") == "array" else {}
-    if schema.get("x-free-text") or inner.get("x-free-text"):
-        fix = "list its values as an enumeration, let the evaluator compare it, or name a trainer that writes text"
-        raise _unlearnable(task, title, "is free text", fix)
-    field = Field(name, "category", required, nullable, counts)
-    given = schema.get("type")
-    kinds: list[str] = given if isinstance(given, list) else [str(given)]
-    if "enum" in schema or "const" in schema:
-        choices = [_symbol(value) for value in schema.get("enum", [schema.get("const")]) if value is not None]
-        nullable = nullable or None in schema.get("enum", [schema.get("const")])
-        return replace(field, choices=tuple(dict.fromkeys(choices)), nullable=nullable)
-    if schema.get("type") in ("integer", "number"):
-        return replace(field, kind=schema["type"], step=schema.get("multipleOf"))
-    if set(kinds) <= {"string", "boolean", "integer", "number"}:
-        return replace(field, types=tuple(sorted(kinds)))
-    if schema.get("type") == "array":
-        if "enum" not in inner and inner.get("type") != "string":
-            fix = "make its items strings or an enumeration, or name a trainer that writes text"
-            raise _unlearnable(task, title, "is a list of something else than categories", fix)
-        allowed = tuple(_symbol(value) for value in inner["enum"]) if "enum" in inner else None
-        bounds = (schema.get("minItems", 0), schema.get("maxItems", _MANY))
-        return replace(field, kind="list", choices=allowed, bounds=bounds)
-    what = f"is of the type {schema['type']!r}" if "type" in schema else "has no type"
-    raise _unlearnable(task, title, what, "make it a category, a number or a list of categories, or drop it")
-
-
-def _unlearnable(task: Task, title: str, what: str, fix: str) -> CannotLearn:
-    return CannotLearn(f"task {task.name!r}: {title} {what}, which the embedded student cannot learn", hint=fix)
-
-
-def _resolved(schema: Json, root: Mapping[str, Json]) -> dict[str, Json]:
-    """The schema behind local references (`#/$defs/NAME`), with what stands beside the reference."""
-    for _ in range(10):
-        if not isinstance(schema, dict):
-            return {}
-        if isinstance(only := schema.get("allOf"), list) and len(only) == 1:
-            schema = {key: value for key, value in schema.items() if key != "allOf"} | only[0]
-        elif str(schema.get("$ref", "")).startswith("#/"):
-            target: Json = root
-            for part in schema["$ref"][2:].split("/"):
-                target = target.get(part) if isinstance(target, dict) else None
-            schema = (target or {}) | {key: value for key, value in schema.items() if key != "$ref"}
-        else:
-            return schema
-    return {}
-
-
-_MARKS = ("x-free-text", "x-compared")
-
-
-def plain(schema: Json) -> Json:
-    """The schema without our own marks: what a student learned does not depend on them.
-
-    >>> plain({"type": "string", "x-free-text": True})
-    {'type': 'string'}
-    """
-    if isinstance(schema, dict):
-        return {key: plain(value) for key, value in schema.items() if key not in _MARKS}
-    return [plain(value) for value in schema] if isinstance(schema, list) else schema
-
-
-def _without_null(schema: dict[str, Json], root: Mapping[str, Json]) -> tuple[bool, dict[str, Json]]:
-    if isinstance(kinds := schema.get("type"), list) and "null" in kinds:
-        rest = [kind for kind in kinds if kind != "null"]
-        return True, schema | {"type": rest[0] if len(rest) == 1 else rest}
-    options = schema.get("anyOf") or schema.get("oneOf")
-    if isinstance(options, list):
-        rest = [option for option in options if option != {"type": "null"}]
-        beside = {key: value for key, value in schema.items() if key not in ("anyOf", "oneOf")}
-        if len(rest) == 1:
-            return len(rest) < len(options), beside | _resolved(rest[0], root)
-    return False, schema
-
-
-def _text(value: Json) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
-def _symbol(value: Json) -> str:
-    """Canonical JSON text; 1.0 is 1, as JSON Schema has it."""
-    return _text(int(value) if isinstance(value, float) and value.is_integer() else value)
-
-
-def _types(value: Json) -> set[str]:
-    """The JSON Schema types of a scalar."""
-    names = {bool: {"boolean"}, int: {"integer", "number"}, float: {"number"}, str: {"string"}}
-    return names.get(type(value), set())
-
-
-def render(input_schema: Mapping[str, Json], input: Json) -> str:
-    r"""An input as the one text that the student reads.
-
-    A single text is read as it is; otherwise a line "key: value" a field, in the schema's order, then in the
-    alphabet's. What is empty is left out.
-
-    >>> render({"properties": {"text": {}, "tier": {}}}, {"tier": 2, "text": "late again", "metadata": {}})
-    'text: late again\ntier: 2'
-    """
-    if not isinstance(input, dict):
-        return input if isinstance(input, str) else _readable(input)
-    known = input_schema.get("properties") or {}
-    order = [key for key in known if key in input] + sorted(key for key in input if key not in known)
-    filled = [(key, input[key]) for key in order if input[key] not in (None, "", [], {})]
-    if len(filled) == 1 and isinstance(filled[0][1], str):
-        return filled[0][1]
-    return "\n".join(f"{key}: {value if isinstance(value, str) else _readable(value)}" for key, value in filled)
-
-
-def _readable(value: Json) -> str:
-    return json.dumps(value, sort_keys=True, ensure_ascii=False)
-
 
 # --- linear models ----------------------------------------------------------------------------------------------------
 
@@ -331,22 +134,47 @@ class Guess(NamedTuple):
 
     symbols: list[str]
     sure: Any
+    beside: Any = 0.0  # what else speaks for it: three numbers a row, or nothing
+
+    def evidence(self) -> Any:
+        """Four numbers a row, of which the first is the log-odds of `sure`."""
+        return np.column_stack([_odds(self.sure), np.broadcast_to(self.beside, (len(self.sure), _BESIDE))])
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of the symbols seen. With a single one there are no weights, and n examples make it sure to n / (n + 1)."""
+    """One of the symbols seen. With a single one there are no weights, and n examples make it sure to n / (n + 1).
+
+    `centres`: the direction in which a symbol's examples lie, and as bias how frequent it is (log; 0 is the average).
+    """
 
     symbols: tuple[str, ...]
     linear: Linear | None
     seen: float
+    centres: Linear | None = None
 
     def guess(self, vectors: Vectors) -> Guess:
         if self.linear is None:
             return Guess([self.symbols[0]] * len(vectors), np.full(len(vectors), self.seen / (self.seen + 1)))
         chances = _softmax(self.linear.scores(vectors))
-        ordered = np.partition(chances, -2, axis=1)
-        return Guess([self.symbols[best] for best in chances.argmax(axis=1)], ordered[:, -1] - ordered[:, -2])
+        ordered, best = np.partition(chances, -2, axis=1), chances.argmax(axis=1)
+        said, margins = [self.symbols[place] for place in best], ordered[:, -1] - ordered[:, -2]
+        return Guess(said, margins) if self.centres is None else Guess(said, margins, self._beside(vectors, best))
+
+    def _beside(self, vectors: Vectors, best: Any) -> Any:
+        """How frequent the answer is, how near its centre lies, and by how much nearer than that of any other."""
+        assert self.centres is not None
+        near, rows = vectors @ self.centres.weights, np.arange(len(best))
+        own = near[rows, best]
+        near[rows, best] = -np.inf
+        return np.column_stack([self.centres.bias[best], _STEEP * own, _STEEP * (own - near.max(axis=1))])
+
+    def evened(self, share: float) -> Choice:
+        """The same with so much of the symbols' frequency taken out of the scores."""
+        if self.linear is None or self.centres is None or not share:
+            return self
+        bias = self.linear.bias - np.float32(share) * self.centres.bias
+        return replace(self, linear=Linear(self.linear.weights, bias))
 
 
 @dataclass(frozen=True)
@@ -365,10 +193,10 @@ class Number:
         return [_rounded(float(value), self.digits, self.step, self.low, self.high) for value in raw]
 
     def guess(self, vectors: Vectors) -> Guess:
-        symbols, sure = self.near.guess(vectors)
+        symbols, sure, _ = self.near.guess(vectors)
         towards = np.where(np.array(symbols) == "true", 1.0, -1.0)
         values = [int(value) if self.digits == 0 else value for value in self.values(vectors)]
-        return Guess([_text(value) for value in values], 0.5 + 0.5 * towards * sure)
+        return Guess([text_of(value) for value in values], 0.5 + 0.5 * towards * sure)
 
 
 @dataclass(frozen=True)
@@ -396,7 +224,7 @@ class Head:
     field: Field
     choice: Choice
     value: Number | Several | None
-    weighing: tuple[float, float] = (1.0, 0.0)  # slope and offset of the log-odds of its margin
+    weighing: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 0.0)  # of its evidence; the last is the offset
 
     def guess(self, vectors: Vectors) -> Guess:
         guess = self.choice.guess(vectors)
@@ -412,13 +240,15 @@ class Head:
         if symbol == other or not isinstance(self.value, Number | Several) or {symbol, other} & {ABSENT, "null"}:
             return symbol == other
         if isinstance(self.value, Several):
-            return sorted(map(_symbol, json.loads(symbol))) == sorted(map(_symbol, json.loads(other)))
+            return sorted(map(symbol_of, json.loads(symbol))) == sorted(map(symbol_of, json.loads(other)))
         away = abs(json.loads(symbol) - json.loads(other))
         return bool(away <= _tolerance(self.field, self.value.low, self.value.high) + 1e-9)
 
-    def confidence(self, sure: Any) -> Any:
-        slope, offset = self.weighing
-        return _sigmoid(slope * _odds(sure) + offset)
+    def confidence(self, evidence: Any) -> Any:
+        return _sigmoid(evidence @ np.array(self.weighing[:-1]) + self.weighing[-1])
+
+    def evened(self, share: float) -> Head:
+        return replace(self, choice=self.choice.evened(share))
 
 
 def _both(choice: Choice, presence: Any, filled: Any) -> Any:
@@ -450,7 +280,8 @@ def fit(
     """A head that is not weighed yet. `pull`: how far categories start out along their names, 0 for not at all."""
     same = len(set(symbols)) == 1
     if field.kind == "category" or same or (field.kind == "integer" and _few(symbols)):
-        return Head(field, _choice(vectors, symbols, weights, encode, c, pull), None)
+        choice = _choice(vectors, symbols, weights, encode, c, pull)
+        return Head(field, replace(choice, centres=_centres(choice, vectors, symbols, weights, encode, pull)), None)
     kept = [symbol if symbol in (ABSENT, "null") else _VALUE for symbol in symbols]
     choice = _choice(vectors, kept, weights, encode, c, 0.0)
     full = np.array([symbol == _VALUE for symbol in kept])
@@ -474,6 +305,21 @@ def _choice(vectors: Vectors, symbols: Sequence[str], weights: Any, encode: Enco
     which = np.array([place[symbol] for symbol in symbols])
     start = pull * _name_vectors(known, encode).T if pull else None
     return Choice(known, _one_of(vectors, which, weights, len(known), c, start), seen)
+
+
+def _centres(
+    choice: Choice, vectors: Vectors, symbols: Sequence[str], weights: Any, encode: Encode, pull: float
+) -> Linear | None:
+    """The name of a symbol, where names are believed, counts as one example of it."""
+    if choice.linear is None:
+        return None
+    place = {symbol: index for index, symbol in enumerate(choice.symbols)}
+    member = np.zeros((len(symbols), len(place)), np.float32)
+    member[np.arange(len(symbols)), [place[symbol] for symbol in symbols]] = weights
+    middle = vectors.T @ member + (_name_vectors(choice.symbols, encode).T if pull else np.float32(0))
+    often = np.maximum(member.sum(axis=0), 1)
+    lengths = np.maximum(np.linalg.norm(middle, axis=0), 1e-9)
+    return Linear((middle / lengths).astype(np.float32), np.log(often / often.mean()).astype(np.float32))
 
 
 def _name_vectors(symbols: Sequence[str], encode: Encode) -> Any:
@@ -525,27 +371,32 @@ def _ridge(vectors: Vectors, target: Any, weights: Any) -> tuple[Linear, Any]:
 
 
 def _several(field: Field, vectors: Vectors, values: Sequence[list[Json]], weights: Any, c: float) -> Several:
-    seen = {_symbol(item) for value in values for item in value}
+    seen = {symbol_of(item) for value in values for item in value}
     known = tuple(symbol for symbol in field.choices or sorted(seen) if symbol in seen)
     if not known:  # all lists are empty
         return Several((), Linear(np.empty((vectors.shape[1], 0), np.float32), np.empty(0, np.float32)), field.bounds)
-    members = np.array([[symbol in set(map(_symbol, value)) for symbol in known] for value in values])
+    members = np.array([[symbol in set(map(symbol_of, value)) for symbol in known] for value in values])
     linear = _each_of(vectors, members, weights, c)
     return Several(known, linear, field.bounds)
 
 
-def platt(odds: Any, right: Any, weights: Any) -> tuple[float, float]:
-    """Slope (above 0, so that the order stays) and offset of the log-odds; few rows move them little from (1, 0)."""
+def weigh(evidence: Any, right: Any, weights: Any) -> tuple[float, ...]:
+    """Weights of the evidence (a row of log-odds first, of which more is never worse), then the offset.
 
-    def objective(pair: Any) -> tuple[float, Any]:
-        scores = pair[0] * odds + pair[1]
+    Logistic regression; few rows move it little from trusting the log-odds as they are. With one column it is Platt's.
+    """
+    full = np.column_stack([evidence, np.ones(len(evidence))])
+    trust = np.eye(full.shape[1])[0]
+
+    def objective(found: Any) -> tuple[float, Any]:
+        scores = full @ found
         error = (_sigmoid(scores) - right) * weights
-        away = pair - np.array([1.0, 0.0])
+        away = found - trust
         value = float((weights * (np.logaddexp(0, scores) - right * scores)).sum() + 0.5 * (away @ away))
-        return value, np.array([error @ odds, error.sum()]) + away
+        return value, error @ full + away
 
-    found = minimize(objective, [1.0, 0.0], jac=True, method="L-BFGS-B", bounds=[(0.05, 20), (-10, 10)])
-    return float(found.x[0]), float(found.x[1])
+    bounds = [(0.05, 20.0)] + [(-10.0, 10.0)] * (full.shape[1] - 1)
+    return tuple(map(float, minimize(objective, trust, jac=True, method="L-BFGS-B", bounds=bounds).x))
 
 
 # --- the student: all heads together ----------------------------------------------------------------------------------
@@ -563,7 +414,7 @@ class Student:
         sure = np.ones(len(vectors))
         for head, guess in zip(self.heads, guesses, strict=True):
             if head.field.counts:
-                sure = sure * head.confidence(guess.sure)
+                sure = sure * head.confidence(guess.evidence())
         outputs = []
         for row in range(len(vectors)):
             filled = [(head.field.name, guess.symbols[row]) for head, guess in zip(self.heads, guesses, strict=True)]
@@ -606,13 +457,13 @@ def learn(
     for place, field in enumerate(fields):
         column = [row[place] for row in symbols]
         _refuse_free_text(field, column)
-        head, guess, agrees = _learned(field, vectors, column, np.array(weights, float), np.array(folds), encode, c)
+        head, evidence, agrees = _learned(field, vectors, column, np.array(weights, float), np.array(folds), encode, c)
         heads.append(head)
-        if guess is not None:
+        if evidence is not None:
             agreement[field.name or ""] = float(agrees.mean())
             if field.counts:
                 right &= agrees
-                confidence = confidence * head.confidence(guess)
+                confidence = confidence * head.confidence(evidence)
     return Student(tuple(heads)), OutOfFold(confidence, right, agreement) if agreement else None
 
 
@@ -624,26 +475,32 @@ def _learned(
     parts = sorted(set(folds.tolist()))
     if len(parts) < 2:
         return fit(field, vectors, symbols, weights, encode=encode, c=c, pull=pulls[0]), None, None
-    # Whether the labels' names help is found out on all folds while that is cheap, and later on one.
-    tried = parts if len(symbols) <= 1000 else parts[:1]
 
-    def held_out(pull: float, parts: list[int]) -> tuple[Any, Any]:
-        sure, right = np.zeros(len(symbols)), np.zeros(len(symbols), bool)
-        for part in parts:
+    def without(part: int, pull: float) -> Head:
+        inside = [symbol for symbol, of in zip(symbols, folds, strict=True) if of != part]
+        kept = folds != part
+        return fit(field, vectors[kept], inside, weights[kept], encode=encode, c=c, pull=pull)
+
+    def said(heads: Mapping[int, Head], share: float) -> tuple[Any, Any]:
+        evidence, right = np.zeros((len(symbols), 1 + _BESIDE)), np.zeros(len(symbols), bool)
+        for part, head in heads.items():
             out = folds == part
-            inside = [symbol for symbol, is_out in zip(symbols, out, strict=True) if not is_out]
-            head = fit(field, vectors[~out], inside, weights[~out], encode=encode, c=c, pull=pull)
-            guess = head.guess(vectors[out])
-            sure[out] = guess.sure
+            guess = head.evened(share).guess(vectors[out])
+            evidence[out] = guess.evidence()
             truth = [symbol for symbol, is_out in zip(symbols, out, strict=True) if is_out]
             right[out] = [head.near(a, b) for a, b in zip(guess.symbols, truth, strict=True)]
-        return sure, right
+        return evidence, right
 
-    found = {pull: held_out(pull, tried) for pull in pulls}
-    pull = max(pulls, key=lambda pull: float((found[pull][1] * weights).sum()))
-    sure, right = found[pull] if tried == parts else held_out(pull, parts)
-    head = fit(field, vectors, symbols, weights, encode=encode, c=c, pull=pull)
-    return replace(head, weighing=platt(_odds(sure), right, weights)), sure, right
+    # Whether the labels' names help is found out on all folds while that is cheap, and later on one.
+    tried = parts if len(symbols) <= 1000 else parts[:1]
+    grown = {pull: {part: without(part, pull) for part in tried} for pull in pulls}
+    pull = max(pulls, key=lambda pull: float(said(grown[pull], 0.0)[1] @ weights))
+    heads = grown[pull] | {part: without(part, pull) for part in parts if part not in tried}
+    found = {share: said(heads, share) for share in (_EVEN if field.kind == "category" else (0.0,))}
+    share = max(found, key=lambda share: float(found[share][1] @ weights))
+    evidence, right = found[share]
+    head = fit(field, vectors, symbols, weights, encode=encode, c=c, pull=pull).evened(share)
+    return replace(head, weighing=weigh(evidence, right, weights)), evidence, right
 
 
 def _refuse_free_text(field: Field, symbols: Sequence[str]) -> None:
@@ -663,7 +520,7 @@ def _refuse_free_text(field: Field, symbols: Sequence[str]) -> None:
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
-FORMAT = "apprentice-embedded-2"
+FORMAT = "apprentice-embedded-3"
 _WEIGHTS, _MANIFEST = "weights.npy", "manifest.json"
 
 
@@ -696,13 +553,20 @@ def load(path: Path) -> tuple[Student, dict[str, Json]]:
         raise ConfigError(f"{path} is no checkpoint: {error.strerror or error}", hint=_AGAIN) from error
     if path.resolve().name != f"sha256-{sha256(written).hexdigest()}":
         raise damaged(path, "its manifest does not have the hash that names it")
-    manifest = json.loads(written)
+    try:
+        manifest = json.loads(written)
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, "its manifest is no JSON") from error
+    if not isinstance(manifest, dict):
+        raise damaged(path, "its manifest is no object")
     if manifest.get("format") != FORMAT:
         raise ConfigError(
             f"{path} is a checkpoint of the format {manifest.get('format')!r}, not {FORMAT!r}", hint=_AGAIN
         )
     contents = {}
     for name, digest in manifest["files"].items():
+        if Path(name).name != name:
+            raise damaged(path, f"{name!r} is no file of its own")
         try:
             contents[name] = (path / name).read_bytes()
         except OSError as error:
@@ -711,7 +575,7 @@ def load(path: Path) -> tuple[Student, dict[str, Json]]:
             raise damaged(path, f"{name} does not have the hash in the manifest")
     try:
         flat = np.load(io.BytesIO(contents[_WEIGHTS]), allow_pickle=False)
-    except (ValueError, EOFError) as error:  # no array, or one that only pickle could open
+    except (ValueError, EOFError, MemoryError) as error:  # no array, one that only pickle could open, one too large
         raise damaged(path, f"{_WEIGHTS}: {error}") from error
     if flat.dtype != np.float32 or flat.ndim != 1 or not np.isfinite(flat).all():
         raise damaged(path, f"{_WEIGHTS} is no list of finite float32 numbers")
@@ -747,7 +611,9 @@ def _packed(head: Head, linears: list[Linear]) -> dict[str, Json]:
 def _choice_packed(choice: Choice, linears: list[Linear]) -> dict[str, Json]:
     if choice.linear is not None:
         linears.append(choice.linear)
-    return {"symbols": list(choice.symbols), "seen": choice.seen}
+    if choice.centres is not None:
+        linears.append(choice.centres)
+    return {"symbols": list(choice.symbols), "seen": choice.seen, "centres": choice.centres is not None}
 
 
 class _Cursor:
@@ -779,10 +645,10 @@ def _unpacked(packed: Mapping[str, Json], cursor: _Cursor) -> Head:
         said = packed["number"]
         linear, near = cursor.linear(1), _choice_unpacked(said["near"], cursor)
         value = Number(linear, near, said["low"], said["high"], said["digits"], field.step)
-    slope, offset = packed["weighing"]
-    return Head(field, choice, value, (slope, offset))
+    return Head(field, choice, value, tuple(packed["weighing"]))
 
 
 def _choice_unpacked(packed: Mapping[str, Json], cursor: _Cursor) -> Choice:
     symbols = tuple(packed["symbols"])
-    return Choice(symbols, cursor.linear(len(symbols)) if len(symbols) > 1 else None, packed["seen"])
+    linear = cursor.linear(len(symbols)) if len(symbols) > 1 else None
+    return Choice(symbols, linear, packed["seen"], cursor.linear(len(symbols)) if packed["centres"] else None)

@@ -1,4 +1,4 @@
-"""One teaching cycle: select -> train -> examine -> promote or drop.
+"""One teaching cycle: select -> permit -> train -> examine -> promote or drop.
 
 It shares only the store with the engine. A lease makes sure that a task is taught by one process at a time; its token is
 checked again when the version is promoted, so that a worker that was thought dead cannot publish over its successor.
@@ -7,14 +7,15 @@ checked again when the version is promoted, so that a worker that was thought de
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from datetime import date
 from typing import NamedTuple
 
-from apprentice import decide, feedback, plugins, promotion
-from apprentice.config import Config, TaskConfig
+from apprentice import decide, feedback, licence, plugins, promotion
+from apprentice.config import Config, Remote, TaskConfig
 from apprentice.errors import ConfigError, ModelError, StoreError, TrainingError
-from apprentice.shelf import load
+from apprentice.shelf import load, ready
 from apprentice.types import (
     Answer,
     Checkpoint,
@@ -37,11 +38,16 @@ _RECENT = 300  # inputs on which the candidate's confidence is looked at, to fix
 
 
 class Selection(NamedTuple):
-    """What a cycle learns from, and what it is examined on. `labels` counts the recorded answers behind both."""
+    """What a cycle may learn from, and what it is examined on. `labels` counts the recorded answers behind both.
+
+    `licence`: the proof that `training` may train, of which `chosen` are the rows before the terms were looked at.
+    """
 
     training: list[Example]
     held_out: list[Example]
     labels: int
+    chosen: tuple[Example, ...] = ()
+    licence: Mapping[str, Json] = {}
 
 
 class Examination(NamedTuple):
@@ -76,7 +82,8 @@ async def learn(
         )
         if not selection.training:
             raise TrainingError(f"task {task_name!r} has no recorded answer to learn from yet")
-        checkpoint = await train(config, task, selection, seed)
+        selection = await permit(config, task, selection, store, clock)
+        checkpoint = await train(config, task, selection, seed, clock)
         examination = await examine(config, task, selection, checkpoint, store)
         return await promote(task_name, selection, checkpoint, examination, store, lease, clock)
 
@@ -118,26 +125,97 @@ def select(
             source="remote",
             request_id=record.request_id,
             model=record.remote.model,
+            teacher=record.remote.provider,
             at=record.at,
         )
     for record, word in gold:
         labels += 1
-        newest[promotion.fingerprint(record.input)] = Example(
+        example = Example(
             input=record.input,
             target=word.target,
             source="gold",
             weight=gold_weight,
             request_id=record.request_id,
             at=word.at,
-            basis=f"{word.action} by {word.by or 'a person'}",
         )
+        if record.remote is not None and not licence.authored(word.target, record.remote.output):
+            # Approved, not written: it is still the remote's answer, and its terms count.
+            whose = {"model": record.remote.model, "teacher": record.remote.provider, "at": record.at}
+            example = example.model_copy(update=whose)
+        newest[promotion.fingerprint(record.input)] = example
     held_out = [example for key, example in newest.items() if promotion.held_out(key)]
     training = [example for key, example in newest.items() if not promotion.held_out(key)]
     return Selection(training, held_out, labels)
 
 
-async def train(config: Config, task: TaskConfig, selection: Selection, seed: int) -> Checkpoint:
-    """A checkpoint of the configured trainer, in a thread, so that the lease goes on being renewed."""
+async def permit(
+    config: Config, task: TaskConfig, selection: Selection, store: Store, clock: Callable[[], Seconds]
+) -> Selection:
+    """The selection without the rows that may not train, with the proof for the others; says ROWS_REFUSED if there are any.
+
+    What is held out is only examined, which is no training. Raises TrainingError when no row is left.
+    """
+    today = licence.day(clock())
+    permitted, sifted = lawful(config, task, selection, today)
+    if sifted.refused:
+        refused = f"{len(sifted.refused)} of {len(permitted.chosen)} rows may not train"
+        reasons = "; ".join(f"{rows} because {why}" for why, rows in sifted.reasons.items())
+        evidence = {"rows": len(permitted.chosen), "refused": sifted.reasons}
+        key = f"ROWS_REFUSED/{today}/{sorted(sifted.reasons)}"  # once a day and for the same reasons
+        await store.add_event(
+            Event(
+                name="ROWS_REFUSED",
+                task=task.name,
+                at=clock(),
+                message=f"{refused}: {reasons}",
+                evidence=evidence,
+                key=key,
+            )
+        )
+        if not sifted.admitted:
+            raise TrainingError(f"task {task.name!r}: {refused}: {reasons}", hint="`apprentice licence` explains")
+    return permitted
+
+
+def lawful(config: Config, task: TaskConfig, selection: Selection, today: date) -> tuple[Selection, licence.Sifted]:
+    """The selection without the rows that may not train on that day, with the proof; and what became of each row."""
+    chosen = tuple(selection.training)
+    sifted = licence.sift(chosen, _ruling(config, task, today))
+    proof = licence.proof(sifted, today=today)
+    return selection._replace(training=sifted.examples, chosen=chosen, licence=proof), sifted
+
+
+def _ruling(config: Config, task: TaskConfig, today: date) -> Callable[[Example], licence.Ruling]:
+    asked = {remote.teacher: teacher for remote, teacher in teachers(config)}
+
+    def rule(example: Example) -> licence.Ruling:
+        known = asked.get(example.teacher)
+        if known is None and example.model and not example.teacher:
+            # Recorded before answers said where they were asked: any of the configured ones may have given it.
+            each = [licence.judge(example, teacher, task=task.name, today=today) for teacher in asked.values()]
+            return licence.strictest(each)
+        return licence.judge(example, known, task=task.name, today=today)
+
+    return rule
+
+
+def teachers(config: Config) -> list[tuple[Remote, licence.Teacher]]:
+    """Everyone whom this configuration asks, in its order, as the licence gate sees them."""
+    roles = [("remote", config.remote)]
+    roles += [("additional", remote) for remote in config.remote.additional_providers]
+    roles += [("teacher", remote) for remote in config.teachers]
+    return [(r, licence.Teacher(role, r.provider, r.model, r.host, r.permission)) for role, r in roles]
+
+
+async def train(
+    config: Config, task: TaskConfig, selection: Selection, seed: int, clock: Callable[[], Seconds]
+) -> Checkpoint:
+    """A checkpoint of the configured trainer, in a thread, so that the lease goes on being renewed.
+
+    The terms are looked at once more: raises TrainingError when a row may no longer train.
+    """
+    again = licence.sift(selection.chosen, _ruling(config, task, licence.day(clock())))
+    licence.check_proof(selection.licence, again)
     local = task.local or config.local
     if local.fine_tune_backend is None:
         raise TrainingError(
@@ -147,8 +225,9 @@ async def train(config: Config, task: TaskConfig, selection: Selection, seed: in
     trainer = plugins.build("trainers", local.fine_tune_backend, **local.fine_tune_settings)
     into = local.model_dir / task.name
     into.mkdir(parents=True, exist_ok=True)
+    proof = {key: value for key, value in selection.licence.items() if key != "judged"}  # the same rows, the same id
     trained: Checkpoint = await asyncio.to_thread(
-        trainer.train, task.learnable_task, selection.training, into=into, seed=seed
+        trainer.train, task.learnable_task, selection.training, into=into, seed=seed, licence=proof
     )
     return trained
 
@@ -170,6 +249,7 @@ async def examine(
     async def of(path: str) -> list[float]:
         model = load(task.local or config.local, path)
         try:
+            await ready(model)
             return await scores(model)
         finally:
             await model.close()
@@ -184,6 +264,7 @@ async def examine(
             unusable = f"{champion.id} can no longer answer: {error}"
     candidate = load(task.local or config.local, checkpoint.path)
     try:
+        await ready(candidate)
         screening = promotion.screen(await scores(candidate), before)
         recent = [record for _, record in await store.records(task.name, limit=_RECENT, newest=True)]
         confidences = await _confidences(task, candidate, recent, checkpoint)
@@ -217,6 +298,7 @@ async def promote(
                 "gold": sorted(e.request_id for e in selection.training if e.source == "gold" and e.request_id),
                 "held_out": {"n": screening.n, "candidate": screening.candidate, "champion": screening.champion},
                 "reason": screening.reason,
+                "licence": dict(selection.licence),
                 "confidences": examination.confidences,
                 "calibration": checkpoint.manifest.get("calibration"),
             },

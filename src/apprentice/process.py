@@ -58,8 +58,8 @@ class Process:
     async def wait(self) -> Died:
         """Why it ended, once it has."""
         status = await self._end()
-        by = -status if status < 0 else status - 128  # below 0: the supervisor itself was killed
-        how = f"was ended by {signal.Signals(by).name}" if by in iter(signal.Signals) else f"ended with status {status}"
+        by: int = -status if status < 0 else status - 128  # below 0: the supervisor itself was killed
+        how = f"was ended by {signal.Signals(by).name}" if by in set(signal.Signals) else f"ended with status {status}"
         return self._died(how)
 
     async def ready(

@@ -3,6 +3,8 @@
 A hold is booked in all windows at once, or not at all. One that finds the caps filled by the holds of others waits for
 them, in the order of coming; one that finds the money spent does not. Holds that a process left behind when it died count
 as spent: nobody knows what became of their calls.
+
+The caps are those of the configuration, and of its file as it is edited: see `Purse.follow`.
 """
 
 from __future__ import annotations
@@ -10,11 +12,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
 from apprentice import budget
-from apprentice.config import Config, TaskConfig
+from apprentice import config as configuration
+from apprentice.config import Budget, Config, TaskConfig
 from apprentice.errors import BudgetError, BudgetExhausted, BudgetHeld, ConfigError
 from apprentice.types import Cap, Event, Hold, Micros, Seconds, Store
 
@@ -25,6 +29,12 @@ _RECENT: Seconds = 2 * 86_400.0  # how far back the ledger is read for the day t
 _GRACE: Seconds = 60.0  # beyond the longest call; an older hold belongs to a process that died
 _EVENTS = 10_000  # of the newest, among which a suspension is looked for
 _REMEMBERED = 100  # calls in the running mean of what one costs
+LONG_HOLDS = {"train", "batch"}  # purposes of jobs of hours, which have holds of hours
+_FOLLOWED = ("total", "monthly", "weekly", "daily")  # of every `budget` section; and of the overall one besides:
+_FOLLOWED_OVERALL = (*_FOLLOWED, "wait", "on_exhausted")
+
+type _Sections = dict[str | None, Budget]  # the `budget` of each task by its name, and the overall one
+type _Mark = str | None  # of a file: another one, another file; None: there is none
 
 
 class Purse:
@@ -32,6 +42,10 @@ class Purse:
 
     def __init__(self, config: Config, store: Store, *, clock: Callable[[], Seconds]) -> None:
         self._config = config
+        self._budgets = _sections(config)  # in force
+        self._written = self._budgets  # as the file said when it was read last
+        self._mark = _mark(config.source)  # of the file that was read last
+        self._reading = asyncio.Lock()  # a change is read once, however many calls see it
         self._store = store
         self._clock = clock
         self._zone = ZoneInfo(config.budget.timezone)
@@ -42,11 +56,15 @@ class Purse:
         self._unseen: Micros = 0  # spent by this process since the caps were looked at
         self._line = asyncio.Lock()  # who waits for money stands here; its waiters are served in order
         self._freed = asyncio.Event()
-        remotes = (config.remote, *config.remote.additional_providers)
-        self._longest = max(remote.timeout for remote in remotes)
+
+    @property
+    def budget(self) -> Budget:
+        """The overall caps, and what is done when they are reached, as they are in force now."""
+        return self._budgets[None]
 
     async def open(self) -> None:
         """Learn from the ledger what day it is at least, and count as spent what dead processes held."""
+        await self._begin_to_follow()
         # A clock that is ahead finds nothing newer, one that is behind finds all that it needs.
         recent = await self._store.spending(since=self._clock() - _RECENT)
         days = [datetime.fromisoformat(line.day) for line in recent if line.day]
@@ -75,7 +93,8 @@ class Purse:
         BudgetHeld, BudgetExhausted. A caller who goes away meanwhile leaves no hold behind.
         """
         loop = asyncio.get_running_loop()
-        patience = loop.time() + self._config.budget.wait
+        await self.follow()
+        patience = loop.time() + self.budget.wait
         until = patience if until is None else min(until, patience)
         if not self._line.locked():
             try:
@@ -91,6 +110,7 @@ class Purse:
         try:
             while True:
                 self._freed.clear()
+                await self.follow()
                 try:
                     return await self._book(task, make, spare, for_audits)
                 except BudgetError as error:
@@ -99,6 +119,50 @@ class Purse:
                 await self._wait(min(_LOOK, until - loop.time()))
         finally:
             self._line.release()
+
+    async def follow(self) -> None:
+        """Take over what was changed in the `budget` sections of the configuration's file since it was read.
+
+        The caps of all tasks together and of each task follow, `wait` and `on_exhausted`; whatever else the file says needs
+        a restart, also a task that is new in it. A cap below what is spent lets no new call go, a raised one lets waiting
+        calls go. What the file did not change stays as the program set it. Recorded once a change: BUDGET_CHANGED with old
+        and new limits; CONFIG_INVALID for a file that cannot be used, and the caps stay. Nothing happens for a
+        configuration that came from no file. Raises StoreError.
+        """
+        source = self._config.source
+        if source is None or _mark(source) == self._mark:
+            return
+        async with self._reading:
+            if (mark := _mark(source)) == self._mark:
+                return
+            try:
+                found = _sections(await asyncio.to_thread(configuration.load, source))
+            except ConfigError as error:
+                if mark == _mark(source):  # else somebody is just writing it: the next look sees the whole
+                    message = f"the file was changed and cannot be used, the former caps stay: {error}"
+                    evidence, key = {"file": str(source)}, f"CONFIG_INVALID/{mark}"
+                    await self.say("CONFIG_INVALID", self._config.tasks[0].name, key, message, evidence)
+                    self._mark = mark
+                return
+            after = {
+                name: _followed(now, self._written.get(name), found.get(name), overall=name is None)
+                for name, now in self._budgets.items()
+            }
+            for name, now in after.items():
+                await self._say_changed(name, self._budgets[name], now, mark)
+            self._budgets, self._written, self._mark = after, found, mark
+            self._freed.set()
+
+    async def _begin_to_follow(self) -> None:
+        """Read the file as it is now: only what is changed in it from now on is taken over, so that caps which a program
+        has set differently stay."""
+        source = self._config.source
+        if source is None or (mark := _mark(source)) is None:
+            return
+        try:
+            self._written, self._mark = _sections(await asyncio.to_thread(configuration.load, source)), mark
+        except ConfigError:
+            self._mark = None  # it was edited since: the first look says so
 
     async def settle(self, hold: Hold, cost: Micros, *, state: Literal["settled", "assumed", "released"]) -> None:
         """Close the hold with what the call did cost. More than was held is booked as it is, and said."""
@@ -115,10 +179,10 @@ class Purse:
             )
             evidence = {"model": hold.model, "attempt": hold.attempt_id, "billed": cost, "worst": hold.worst}
             key = f"CONTRACT_BROKEN/{hold.attempt_id}"
-            await self._say("CONTRACT_BROKEN", hold.task, key, message, evidence)
+            await self.say("CONTRACT_BROKEN", hold.task, key, message, evidence)
 
     async def watch(self, task: TaskConfig) -> None:
-        """Say BUDGET_WARNING, once a window and reason, when a cap is nearly used up or will be before its window ends."""
+        """Say BUDGET_WARNING, once a window, limit and reason, when a cap is nearly used up or will be before it ends."""
         caps = [cap for cap in self.caps(task, self.now()) if cap.limit > 0]
         if not caps or self._unseen < _NOTICED * min(cap.limit for cap in caps):
             return
@@ -167,18 +231,26 @@ class Purse:
                 f"(about {requests_per_day:,.0f} a day, {cost / 1e6:.6f} US dollars each): raise it, or promise less"
             )
             evidence = found._asdict() | {"requests_per_day": requests_per_day, "cost": cost, "floor": floor}
-            await self._say("INFEASIBLE", task.name, f"INFEASIBLE/{found.window}", message, evidence)
+            await self.say("INFEASIBLE", task.name, f"INFEASIBLE/{found.window}", message, evidence)
 
     async def sweep(self) -> None:
         """Count as spent what is held for longer than any call takes: the process that held it is dead."""
-        for hold in await self._store.holds(self._clock() - 2 * self._longest - _GRACE):
-            if hold.purpose != "train":  # a job of hours has a hold of hours
+        for hold in await self._store.holds(lost_before(self._config, self._clock())):
+            if hold.purpose not in LONG_HOLDS:
                 await self._store.settle(hold.attempt_id, hold.worst, state="assumed")
 
     def caps(self, task: TaskConfig, now: Seconds) -> list[Cap]:
         """The caps that a call of the task has to fit in at that moment."""
-        own = task.budget.limits if task.budget is not None else {}
-        return budget.caps(task.name, now, self._zone, overall=self._config.budget.limits, own=own)
+        own = self._budgets.get(task.name) or task.budget or Budget()
+        return budget.caps(task.name, now, self._zone, overall=self.budget.limits, own=own.limits)
+
+    async def say(self, name: str, task: str, key: str, message: str, evidence: Mapping[str, object]) -> None:
+        """Record an Event, once a key and task, whichever process says it first. Raises StoreError."""
+        if f"{task}/{key}" in self._said:
+            return
+        event = Event(name=name, task=task, at=self.now(), message=message, evidence=dict(evidence), key=key)
+        await self._store.add_event(event)
+        self._said.add(f"{task}/{key}")
 
     async def _book(
         self, task: TaskConfig, make: Callable[[Seconds, tuple[str, ...]], Hold], spare: int, for_audits: bool
@@ -215,26 +287,63 @@ class Purse:
             pass  # perhaps another process has freed some
 
     def _is_worth_waiting(self, error: BudgetError) -> bool:
-        return isinstance(error, BudgetHeld) or self._config.budget.on_exhausted == "queue"
+        return isinstance(error, BudgetHeld) or self.budget.on_exhausted == "queue"
 
     async def _exhausted(self, task: TaskConfig, caps: list[Cap], hold: Hold, message: str) -> None:
         spent = await self._store.spent([cap.window for cap in caps])
         for cap in caps:
             if spent[cap.window] + hold.worst > cap.limit:
                 evidence = {"window": cap.window, "limit": cap.limit, "spent": spent[cap.window], "worst": hold.worst}
-                await self._say("BUDGET_EXHAUSTED", task.name, f"BUDGET_EXHAUSTED/{cap.window}", message, evidence)
+                await self.say(
+                    "BUDGET_EXHAUSTED", task.name, f"BUDGET_EXHAUSTED/{cap.window}/{cap.limit}", message, evidence
+                )
 
     async def _warn(self, task: TaskConfig, cap: Cap, reason: str, message: str, spent: Micros) -> None:
-        key = f"BUDGET_WARNING/{cap.window}/{reason}"
+        key = f"BUDGET_WARNING/{cap.window}/{cap.limit}/{reason}"
         evidence = {"window": cap.window, "limit": cap.limit, "spent": spent, "reason": reason}
-        await self._say("BUDGET_WARNING", task.name, key, message, evidence)
+        await self.say("BUDGET_WARNING", task.name, key, message, evidence)
 
-    async def _say(self, name: str, task: str, key: str, message: str, evidence: Mapping[str, object]) -> None:
-        if f"{task}/{key}" in self._said:
+    async def _say_changed(self, name: str | None, before: Budget, now: Budget, mark: _Mark) -> None:
+        if before == now:
             return
-        event = Event(name=name, task=task, at=self.now(), message=message, evidence=dict(evidence), key=key)
-        await self._store.add_event(event)
-        self._said.add(f"{task}/{key}")
+        old, new = (values.model_dump(mode="json", include=set(_FOLLOWED_OVERALL)) for values in (before, now))
+        changes = {field: (old[field], new[field]) for field in old if old[field] != new[field]}
+        said = ", ".join(f"{field} {_text(was)} -> {_text(is_)}" for field, (was, is_) in changes.items())
+        message = f"the budget {'of all tasks' if name is None else 'of this task'} was changed in the file: {said}"
+        evidence = {"budget": name or "all", "old": old, "new": new}
+        task = name or self._config.tasks[0].name
+        await self.say("BUDGET_CHANGED", task, f"BUDGET_CHANGED/{name or ''}/{mark}", message, evidence)
+
+
+def _mark(source: Path | None) -> _Mark:
+    try:
+        found = None if source is None else source.stat()
+    except OSError:
+        return None
+    return None if found is None else f"{found.st_mtime_ns}-{found.st_size}-{found.st_ino}"
+
+
+def _sections(config: Config) -> _Sections:
+    own: _Sections = {task.name: task.budget or Budget() for task in config.tasks}
+    return own | {None: config.budget}
+
+
+def _followed(now: Budget, was: Budget | None, new: Budget | None, *, overall: bool) -> Budget:
+    """The section in force, with what differs between two readings of the file."""
+    if was is None or new is None:
+        return now
+    fields = _FOLLOWED_OVERALL if overall else _FOLLOWED
+    return now.model_copy(update={f: getattr(new, f) for f in fields if getattr(was, f) != getattr(new, f)})
+
+
+def _text(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+def lost_before(config: Config, now: Seconds) -> Seconds:
+    """The moment before which a hold that is still open belongs to a process that died, unless it is a LONG_HOLD."""
+    remotes = (config.remote, *config.remote.additional_providers)
+    return now - 2 * max(remote.timeout for remote in remotes) - _GRACE
 
 
 async def suspended_models(store: Store) -> dict[str, str]:

@@ -11,6 +11,7 @@ import math
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, tzinfo
 from decimal import Decimal
 from zoneinfo import ZoneInfo
 
@@ -27,6 +28,7 @@ from apprentice.types import (
     Mode,
     Phase,
     Promotion,
+    Purpose,
     Record,
     Seconds,
     Source,
@@ -78,6 +80,19 @@ class Point(Value):
     saved: Micros  # up to its last request
 
 
+class DayLine(Value):
+    """What one day of a task cost, by where the money went. Days are those of `budget.timezone`."""
+
+    day: str  # "2026-11-21"
+    requests: int
+    asked_remote: int  # requests for which the remote was asked
+    served_locally: int
+    remote_cost: Micros  # by the ledger: all purposes, what is held at its worst case
+    purposes: dict[Purpose, Micros]  # the same, by purpose
+    local_cost: Micros  # of computing the local answers, at `local.cost_per_hour`
+    all_remote_cost: Micros  # one answer of the remote a request, as in the report
+
+
 class CalibrationLine(Value):
     """How far a version's confidences are from what they say, and how well they rank its answers.
 
@@ -108,6 +123,7 @@ class TaskReport(Value):
     saved: Micros  # all_remote_cost without both costs
     break_even: int | None  # the request from which on what was saved stayed above 0, to a point of the trajectory
     spending: list[Spending]  # by day, purpose and model; probes and whatever else belongs to no request included
+    days: list[DayLine]  # with a request or a paid call, the oldest first
     agreement: float | None  # on all audits, whatever the version. It is not accuracy
     versions: list[Version]
     calibration: list[CalibrationLine]  # of versions with 20 audits and more that had a confidence
@@ -237,7 +253,8 @@ async def report(config: Config, store: Store) -> list[TaskReport]:
 async def _report(config: Config, task: TaskConfig, store: Store) -> TaskReport:
     total = await store.count(task.name)
     width = max(1, -(-total // _POINTS))
-    money = _Money((task.local or config.local).cost_per_hour)
+    hourly, zone = (task.local or config.local).cost_per_hour, ZoneInfo(config.budget.timezone)
+    money, days = _Money(hourly), dict[str, _Day]()
     stretches: list[tuple[list[Record], _Money]] = []
     stretch: list[Record] = []
     number = failed = remote_calls = served_locally = 0
@@ -247,6 +264,7 @@ async def _report(config: Config, task: TaskConfig, store: Store) -> TaskReport:
         number += 1
         stretch.append(record)
         money.add(record)
+        days.setdefault(_day_of(record.at, zone), _Day(_Money(hourly))).add(record)
         failed += record.served is None
         remote_calls += asked_remote(record)
         served_locally += record.served == "local"
@@ -262,6 +280,7 @@ async def _report(config: Config, task: TaskConfig, store: Store) -> TaskReport:
     for records, sum_of_money in stretches:
         last += len(records)
         points.append(_point(records, last, sum_of_money.saved(prices)))
+    spending = [line for line in await store.spending() if line.task == task.name]
     return TaskReport(
         task=task.name,
         requests=number,
@@ -274,7 +293,8 @@ async def _report(config: Config, task: TaskConfig, store: Store) -> TaskReport:
         all_remote_cost=money.all_remote(prices),
         saved=money.saved(prices),
         break_even=_break_even(points),
-        spending=[line for line in await store.spending() if line.task == task.name],
+        spending=spending,
+        days=_day_lines(days, spending, prices, hourly),
         agreement=sum(scores) / len(scores) if scores else None,
         versions=await store.versions(task.name),
         calibration=[some.line(version) for version, some in compared.items() if some.audits >= _ENOUGH],
@@ -339,6 +359,51 @@ class _Money:
 
     def saved(self, prices: tuple[float, float]) -> Micros:
         return self.all_remote(prices) - self.cost - self.local_cost
+
+
+@dataclass(slots=True)
+class _Day:
+    """The requests of one day."""
+
+    money: _Money
+    requests: int = 0
+    asked_remote: int = 0
+    served_locally: int = 0
+
+    def add(self, record: Record) -> None:
+        self.money.add(record)
+        self.requests += 1
+        self.asked_remote += asked_remote(record)
+        self.served_locally += record.served == "local"
+
+
+def _day_of(at: Seconds, zone: tzinfo) -> str:
+    return datetime.fromtimestamp(at, zone).date().isoformat()
+
+
+def _day_lines(
+    days: dict[str, _Day], spending: list[Spending], prices: tuple[float, float], cost_per_hour: Decimal
+) -> list[DayLine]:
+    purposes: dict[str, dict[Purpose, Micros]] = {}
+    for line in spending:
+        costs = purposes.setdefault(line.day, {})
+        costs[line.purpose] = costs.get(line.purpose, 0) + line.cost
+    found = []
+    for name in sorted({*days, *purposes} - {""}):
+        day, costs = days.get(name) or _Day(_Money(cost_per_hour)), purposes.get(name, {})
+        found.append(
+            DayLine(
+                day=name,
+                requests=day.requests,
+                asked_remote=day.asked_remote,
+                served_locally=day.served_locally,
+                remote_cost=sum(costs.values()),
+                purposes=costs,
+                local_cost=day.money.local_cost,
+                all_remote_cost=day.money.all_remote(prices),
+            )
+        )
+    return found
 
 
 @dataclass(slots=True)

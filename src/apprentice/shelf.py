@@ -36,6 +36,12 @@ def load(local: Local, checkpoint: str | Path | None) -> Model:
     return model
 
 
+async def ready(model: Model) -> None:
+    """Wait until the model can answer; one that runs in this process always can. Raises ModelUnavailable, ConfigError."""
+    if (wait := getattr(model, "ready", None)) is not None:
+        await wait()
+
+
 @dataclass(slots=True)
 class Loaded:
     """A version with its model, and how many requests use it now."""
@@ -72,8 +78,7 @@ class Shelf:
             if warm is not None:
                 self._drop(warm)
         loaded = Loaded(version, self._build(version))
-        if (ready := getattr(loaded.model, "ready", None)) is not None:
-            loaded.loading = asyncio.create_task(_loading(ready))
+        loaded.loading = asyncio.create_task(_loading(loaded.model))
         self.serving = loaded
 
     def withdraw(self) -> None:
@@ -130,7 +135,7 @@ class Shelf:
         task.add_done_callback(self._closing.discard)
 
 
-async def _loading(ready: Callable[[], Any]) -> None:
+async def _loading(model: Model) -> None:
     """Begin to load. Whatever goes wrong is said to the requests that ask for an answer."""
     with contextlib.suppress(ModelError, ConfigError):
-        await ready()
+        await ready(model)

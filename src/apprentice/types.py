@@ -6,11 +6,12 @@ Values are pydantic models that cannot be changed after they are made. Money is 
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 type Json = Any  # what `json.loads` returns; spelling it out recursively helps no reader and slows pydantic down
 type Micros = int
@@ -19,7 +20,7 @@ type Seconds = float
 Phase = Literal["cold_start", "reinforcement", "steady"]
 Source = Literal["local", "remote"]
 Route = Literal["local", "remote", "both"]
-Purpose = Literal["serve", "shadow", "judge", "label", "train", "repeat", "probe"]
+Purpose = Literal["serve", "shadow", "judge", "label", "train", "repeat", "probe", "batch"]
 FinishState = Literal["complete", "truncated", "refused", "filtered"]
 VersionState = Literal["candidate", "canary", "champion", "retired", "rejected"]
 Reason = Literal[
@@ -33,7 +34,12 @@ Reason = Literal[
     "local_failed",  # the local model did not answer: the remote is asked
     "remote_failed",  # the remote did not answer: the local answer is served
     "budget",  # the caps left no room for the remote: the local answer is served
+    "batch",  # nobody waited: the remote answered it in a batch
 ]
+
+
+TermsClass = Literal["own", "permissive", "conditional", "forbidden", "unknown"]
+type _Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class Value(BaseModel):
@@ -68,6 +74,7 @@ class Answer(Value):
     output: Json = None
     text: str = ""
     model: str = ""  # the model that really answered, as the provider names it
+    provider: str = ""  # where it was asked: "provider@host"
     usage: Usage | None = None  # None: the provider did not say
     cost: Micros = 0
     latency: Seconds = 0.0
@@ -193,6 +200,36 @@ class Correction(Value):
     comment: str = ""
 
 
+class Permission(Value):
+    """What an operator was permitted beyond a provider's terms: on what basis, by whom, when, and for which tasks."""
+
+    basis: _Text  # what the right rests on: a contract, a letter, a licence, or how the conditions are met
+    by: _Text  # who answers for it
+    date: datetime.date
+    scope: tuple[_Text, ...] = Field(min_length=1)  # names of tasks, or "*" for all
+    until: datetime.date | None = None  # the last day on which it holds
+
+    @field_validator("scope", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Json) -> Json:
+        return (value,) if isinstance(value, str) else value
+
+    def problem(self, task: str, today: datetime.date) -> str | None:
+        """Why it does not hold for a task on a day; None if it does."""
+        if task not in self.scope and "*" not in self.scope:
+            return f"the permission is for {', '.join(self.scope)}"
+        if self.date > today:
+            return f"the permission is dated {self.date}, which is still to come"
+        if self.until is not None and today > self.until:
+            return f"the permission ended on {self.until}"
+        return None
+
+    def text(self) -> str:
+        """As it is kept with what it opened."""
+        end = f" until {self.until}" if self.until is not None else ""
+        return f"permission by {self.by} of {self.date} for {', '.join(self.scope)}{end}: {self.basis}"
+
+
 class Example(Value):
     """One training row, with where it came from and why it may be used."""
 
@@ -204,6 +241,8 @@ class Example(Value):
     model: str = ""  # who produced the target
     at: Seconds = 0.0
     basis: str = ""  # why this row may train
+    teacher: str = ""  # whose service was asked: "provider@host", or "a person"
+    terms: TermsClass = "unknown"  # when it was selected
 
 
 class Checkpoint(Value):
@@ -275,6 +314,33 @@ class Hold(Value):
     at: Seconds
 
 
+class Batch(Value):
+    """Inputs of one task that a provider answers when it has time, and how far that has come."""
+
+    id: str  # the hold's attempt_id, and the name under which the provider is asked for it
+    task: str
+    model: str  # as in the ledger
+    at: Seconds
+    inputs: tuple[Json, ...]
+    worsts: tuple[Micros, ...]  # the most that each input can cost; the hold is their sum
+    state: Literal["prepared", "submitted", "ended", "failed"] = "prepared"
+    sent_at: Seconds | None = None  # when its creation was begun: from then on the provider may have it
+    remote_id: str | None = None  # as the provider names it
+    end: Literal["settled", "assumed", "released"] | None = None  # how its hold ends, and at what cost
+    cost: Micros = Field(default=0, ge=0)
+    problem: str | None = None
+    open: bool = True  # something is still to be done: at the end, the hold is to be settled
+
+    @property
+    def request_ids(self) -> list[str]:
+        """What each request is called at the provider, and then its Record."""
+        return [f"{self.id}-{number}" for number in range(len(self.inputs))]
+
+    @property
+    def worst(self) -> Micros:
+        return sum(self.worsts)
+
+
 class Spending(NamedTuple):
     """The attempts of one day, task, purpose, model and state, added up. What is still held counts with its worst case."""
 
@@ -340,7 +406,11 @@ class Trainer(Protocol):
         """Raise CannotLearn if this task can never be learned by this trainer."""
         ...
 
-    def train(self, task: Task, examples: Sequence[Example], *, into: Path, seed: int) -> Checkpoint: ...
+    def train(
+        self, task: Task, examples: Sequence[Example], *, into: Path, seed: int, licence: Mapping[str, Json] = ...
+    ) -> Checkpoint:
+        """`licence`: the proof that every example may train, kept in the manifest under that name."""
+        ...
 
 
 class Promotion(NamedTuple):
@@ -400,6 +470,9 @@ class Store(Protocol):
     async def set_mode(
         self, task: str, mode: Literal["remote", "auto"], until: Seconds | None, at: Seconds
     ) -> None: ...
+
+    async def keep_batch(self, batch: Batch, *, lease: Lease | None = None) -> None: ...
+    async def batches(self, task: str | None = None, *, open: bool = False) -> list[Batch]: ...
 
     async def acquire(self, name: str, owner: str, now: Seconds, seconds: Seconds) -> Lease | None: ...
     async def renew(self, lease: Lease, now: Seconds, seconds: Seconds) -> Lease | None: ...

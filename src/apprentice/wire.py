@@ -50,9 +50,10 @@ _IDLE: Seconds = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A POST of JSON. `timeout` is the total time until the last byte; `secret` is taken out of what comes back.
+    """One request. `timeout` is the total time until the last byte; `secret` is taken out of what comes back.
 
-    `free`: error statuses that this provider documents as not charged, beyond those that nobody charges for.
+    `free`: error statuses that this provider documents as not charged, beyond those that nobody charges for. `lines`: a
+    success is a file of JSON lines.
     """
 
     url: str
@@ -62,6 +63,8 @@ class Request:
     secret: str = field(default="", repr=False)
     limit: int = MAX_BODY
     free: frozenset[int] = frozenset()
+    method: Literal["POST", "GET"] = "POST"
+    lines: bool = False
 
 
 class Reply(NamedTuple):
@@ -101,7 +104,8 @@ class Outcome(NamedTuple):
     """What became of one attempt. `body`: the JSON object that came back, if one did. `problem`: what was wrong.
 
     `events`: the data of a stream's events up to the first that tells of a failure: JSON objects, and the text "[DONE]".
-    `no_money`: the account is empty or at its limit, so that waiting for minutes does not help.
+    `no_money`: the account is empty or at its limit, so that waiting for minutes does not help. `lines`: the objects of a
+    file of JSON lines, where one was asked for.
     """
 
     kind: Kind
@@ -113,6 +117,7 @@ class Outcome(NamedTuple):
     problem: str | None = None
     events: tuple[Json, ...] | None = None
     no_money: bool = False
+    lines: tuple[dict[str, Json], ...] | None = None
 
 
 async def send(client: Client, request: Request) -> Outcome:
@@ -133,7 +138,8 @@ async def send(client: Client, request: Request) -> Outcome:
     except OSError as error:
         # Only the kind of the failure is told: some libraries put addresses and headers into their messages.
         return Outcome("unknown" if left else "not_sent", True, problem=_told(error))
-    return classify(_without(reply, request.secret), request.free)
+    reply = _without(reply, request.secret)
+    return _file(reply) if request.lines and 200 <= reply.status < 300 else classify(reply, request.free)
 
 
 def classify(reply: Reply, free: frozenset[int] = frozenset()) -> Outcome:
@@ -168,6 +174,17 @@ def classify(reply: Reply, free: frozenset[int] = frozenset()) -> Outcome:
         wait = pause(reply.headers, now) or None if wait is None else wait
     problem = _problem(status, codes, body)
     return Outcome(kind, retryable, status, reply.headers, body, wait, problem, no_money=no_money)
+
+
+def _file(reply: Reply) -> Outcome:
+    """A file with a line that is no JSON object is damaged or cut: nothing of it is used."""
+    read = [_json_object(line) for line in reply.body.split(b"\n") if line.strip()]
+    lines = tuple(line for line in read if line is not None)
+    if len(lines) < len(read):
+        return Outcome(
+            "unknown", True, reply.status, reply.headers, problem=f"{reply.status} with lines that are not JSON"
+        )
+    return Outcome("answered", False, reply.status, reply.headers, lines=lines)
 
 
 def _success(reply: Reply) -> Outcome:
@@ -401,7 +418,11 @@ class _Pool:
         headers = list((own | dict(request.headers)).items())
         try:
             async with self._pool.stream(
-                "POST", request.url, headers=headers, content=request.body, extensions={"trace": trace}
+                request.method,
+                request.url,
+                headers=headers,
+                content=request.body if request.method == "POST" else None,
+                extensions={"trace": trace},
             ) as answer:
                 # httpx2 undoes a compression that nobody asked for, piece by piece, so that the limit holds there too.
                 response = httpx2.Response(answer.status, headers=answer.headers, stream=_Stream(answer))

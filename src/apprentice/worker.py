@@ -1,4 +1,4 @@
-"""Runs teaching cycles: one in a process that the engine starts, or all that are due, for ever.
+"""Runs teaching cycles: one in a process that the engine starts, or all that are due, for ever; then it collects batches, too.
 
 python -m apprentice.worker --once TASK < configuration.json
 """
@@ -13,6 +13,7 @@ import sys
 import time
 
 from apprentice import plugins
+from apprentice.bulk import Bulk
 from apprentice.config import Config
 from apprentice.errors import ApprenticeError, StoreError
 from apprentice.learn import due, learn
@@ -29,7 +30,7 @@ async def once(config: Config, task: str, *, force: bool = False) -> Version | N
 
 
 async def forever(config: Config, *, every: Seconds) -> None:
-    """Teach whatever is due, looking again every so many seconds.
+    """Collect the batches that have ended and teach whatever is due, looking again every so many seconds.
 
     A cycle that fails is recorded as an event; it is tried again when more is known, and the other tasks go on.
     """
@@ -37,6 +38,7 @@ async def forever(config: Config, *, every: Seconds) -> None:
     failed: dict[str, int] = {}  # by task: how many labels there were
     try:
         while True:
+            await collect(config, store)
             for task in config.tasks:
                 labels = await store.count(task.name, labelled=True)
                 if labels == failed.get(task.name) or not await due(config, task, store):
@@ -52,6 +54,30 @@ async def forever(config: Config, *, every: Seconds) -> None:
             await asyncio.sleep(every)
     finally:
         await store.close()
+
+
+async def collect(config: Config, store: Store) -> None:
+    """Look once at every open batch. What is in the way of one is recorded as an event, once a day: teaching goes on."""
+    waiting = await store.batches(open=True)
+    if not waiting:
+        return  # whoever sends none needs no key here
+    at = time.time()
+    try:
+        bulk = Bulk(config, store, clock=time.time, owner=owner())
+        try:
+            await bulk.open()
+            seen = await bulk.collect()
+        finally:
+            await bulk.close()
+    except StoreError:
+        raise
+    except ApprenticeError as error:
+        seen = [batch.model_copy(update={"problem": str(error)}) for batch in waiting]
+    for batch in seen:
+        if batch.open and batch.problem:
+            key = f"BATCH_NOT_COLLECTED/{batch.id}/{at // 86_400:.0f}"
+            said = f"batch {batch.id} is not collected yet: {batch.problem}"
+            await store.add_event(Event(name="BATCH_NOT_COLLECTED", task=batch.task, at=at, message=said, key=key))
 
 
 def owner() -> str:

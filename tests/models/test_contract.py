@@ -13,6 +13,7 @@ import pytest
 
 import apprentice.models
 from apprentice import plugins
+from apprentice.testing.local_servers import serve_llama_cpp, serve_ollama, serve_vllm
 from apprentice.testing.models import CHECKS, REMOTE_CHECKS, STREAM_CHECKS, TASK, Build, Case, RemoteCase, Serve
 from apprentice.testing.servers import asked, serve_anthropic, serve_google, serve_openai, serve_responses
 from apprentice.types import Example, Json, Model
@@ -70,6 +71,18 @@ async def embedded(folder: Path) -> AsyncIterator[Case]:
     yield Case(plugins.build("models", "embedded", checkpoint=str(checkpoint.path)), TASK, PAIRS)
 
 
+def on_a_server(name: str, serve: Callable[..., Any]) -> Callable[[Path], AbstractAsyncContextManager[Case]]:
+    @contextlib.asynccontextmanager
+    async def case(_: Path) -> AsyncIterator[Case]:
+        async with serve(by_text) as server:
+            model = plugins.build("models", name, model="base", base_url=server.url)
+            await model.ready()
+            yield Case(model, TASK, PAIRS)
+
+    return case
+
+
+LOCAL = {"llama_cpp": serve_llama_cpp, "vllm": serve_vllm, "ollama": serve_ollama}
 WIRES: dict[str, tuple[Build, Serve]] = {
     "openai": (built("openai"), serve_openai),
     "openai responses": (built("openai", api="responses"), serve_responses),
@@ -86,6 +99,7 @@ CASES = (
     {name: behind(*wire) for name, wire in WIRES.items()}
     | {f"{name} stream": behind(*wire) for name, wire in STREAMS.items()}
     | {"recorded": recorded, "embedded": embedded}
+    | {name: on_a_server(name, serve) for name, serve in LOCAL.items()}
 )
 
 

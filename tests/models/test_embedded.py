@@ -87,8 +87,9 @@ def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_not_served(checkpoint: Checkpoint, tmp_path: Path) -> None:
     broken = tmp_path / checkpoint.id
     shutil.copytree(checkpoint.path, broken)
-    content = (broken / "weights.npy").read_bytes()
-    (broken / "weights.npy").write_bytes(content[:-2] + b"\0\0")
+    content = bytearray((broken / "weights.npy").read_bytes())
+    content[-1] ^= 1
+    (broken / "weights.npy").write_bytes(content)
     with pytest.raises(ConfigError, match=r"weights\.npy does not have the hash"):
         plugins.build("models", "embedded", checkpoint=broken)
 

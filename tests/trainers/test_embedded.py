@@ -9,10 +9,10 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apprentice import heads, plugins
+from apprentice import demo, heads, plugins
 from apprentice.calibration import SAME, Table, calibrate, checked
 from apprentice.errors import CannotLearn, ConfigError, TrainingError
 from apprentice.testing.trainers import TASK, THINGS, examples
@@ -76,6 +76,24 @@ def test_what_is_served_and_what_is_held_out_went_through_the_table(trainer: Tra
     assert {"rule", "ece", "auroc"} == set(checkpoint.manifest["metrics"]["calibration"])
 
 
+def test_inputs_of_another_domain_are_answered_with_less_confidence(trainer: Trainer, tmp_path: Path) -> None:
+    rows = demo.recording("banking77", None)[:400]
+    task = demo.settings("banking77", base_url="http://127.0.0.1:1", folder=tmp_path).tasks[0].task
+    taught = [Example(input={"text": row.text}, target={"intent": row.teacher}, source="remote") for row in rows[:300]]
+    checkpoint = trainer.train(task, taught, into=tmp_path, seed=0)
+    model = plugins.build("models", "embedded", checkpoint=checkpoint.path)
+    elsewhere = [
+        f"{doing} {what}"
+        for doing in ("simmer gently until soft:", "the football team fielded", "a proof by induction on")
+        for what in ("two chopped onions", "eleven goalkeepers", "the height of the tree", "a rainy afternoon")
+    ]
+
+    def sure(texts: list[str]) -> float:
+        return float(np.mean([answer.confidence for answer in model.answer_many(task, [{"text": t} for t in texts])]))
+
+    assert sure(elsewhere) < sure([row.text for row in rows[300:]]) - 0.2
+
+
 # --- the table of calibration -----------------------------------------------------------------------------------------
 
 
@@ -112,6 +130,7 @@ def test_isotonic_regression_is_taken_from_300_rows_on_and_only_where_it_is_clea
     assert quality["auroc"] > 0.5
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0, 0.7, 0.70004, 0.3, 1e-7]), st.booleans()), min_size=2),
     st.integers(1, 40),

@@ -1,16 +1,22 @@
-"""Commands for the first hour: demo, init, check, schema."""
+"""Commands for the first hour: demo, init, check, licence, schema."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import sys
+import textwrap
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from apprentice import config as configuration
+from apprentice import licence
 from apprentice.cli.terminal import Command, positive, print_json, promise
 from apprentice.demo import demo
 from apprentice.errors import ConfigError
+from apprentice.learn import teachers
+from apprentice.licence import Line
 
 
 def _demo(parsed: argparse.Namespace) -> int:
@@ -74,6 +80,53 @@ def _check(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _licence(parsed: argparse.Namespace) -> int:
+    """Show whose answers may train a local model, why, and what would change that."""
+    config = configuration.load(parsed.config)
+    today = datetime.now(UTC).date()
+    asked = [teacher for _, teacher in teachers(config)]
+    lines = licence.explain(asked, [task.name for task in config.tasks], today=today)
+    if parsed.json:
+        print_json(
+            [
+                {"role": line.teacher.role, "trains": line.trains, "refused": line.refused}
+                | line.ruling.model_dump(mode="json")
+                for line in lines
+            ]
+        )
+    else:
+        print(_licence_text(lines))
+    return 0
+
+
+def _licence_text(lines: Sequence[Line]) -> str:
+    said = ["Answers of all models serve. They train a local model only where terms or a permission let them.", ""]
+    for teacher, ruling, trains, refused in lines:
+        verdict = f"trains {', '.join(trains)}" if trains else "does not train"
+        verdict += f", but not {', '.join(refused)}" if trains and refused else ""
+        said.append(f"{teacher.role}: {teacher.model} ({ruling.teacher}) serves; {verdict} [{ruling.terms}]")
+        said += _indented("because: ", ruling.reason) if refused else _indented("basis: ", ruling.basis)
+        said += [text for condition in ruling.conditions for text in _indented("- ", condition)]
+        said += [text for source in ruling.sources for text in _indented("source: ", source)]
+        said.append("")
+    fixes = dict.fromkeys(line.ruling.fix.partition("; or")[0] for line in lines if line.refused)
+    for fix in fixes:
+        said += _indented("to change that: ", fix)
+    if not any(line.trains for line in lines):
+        said += _indented(
+            "",
+            "Nothing is learned until a permission or a teacher is named: under Apache-2.0 or MIT on a server of your own, "
+            "or a service that allows it (DeepSeek). People's own labels always train.",
+        )
+    said.append(f"Table of terms: {licence.version()}; a reading of public terms, no legal advice.")
+    return "\n".join(said)
+
+
+def _indented(label: str, text: str) -> list[str]:
+    indent = "  " if label else ""
+    return textwrap.wrap(label + text, 110, initial_indent=indent, subsequent_indent=2 * indent, break_long_words=False)
+
+
 def _schema(parsed: argparse.Namespace) -> int:
     """Print the JSON Schema of apprentice.yaml, for editors."""
     print_json(configuration.json_schema(), indent=None if parsed.json else 2)
@@ -123,5 +176,6 @@ COMMANDS = (
         configured=False,
     ),
     Command("check", _check, "apprentice check --config FILE"),
+    Command("licence", _licence, "apprentice licence --config FILE"),
     Command("schema", _schema, "apprentice schema > schema.json", configured=False),
 )

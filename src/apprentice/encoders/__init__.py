@@ -1,4 +1,4 @@
-"""What encoders share: the text they read, and the memory that spares them reading it twice.
+"""What encoders share: the text they read, the cores they read it with, and the memory that spares a second reading.
 
 An encoder is one file with `build(**settings)` that gives a `types.Encoder`. Its `name` says exactly what made the
 vectors (weights included), because a student can only read the vectors that it learned from.
@@ -6,8 +6,11 @@ vectors (weights included), because a student can only read the vectors that it 
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from threading import Lock
 from typing import Any
@@ -25,6 +28,29 @@ def readable(text: str) -> str:
     'half ?'
     """
     return text[:LONGEST].encode("utf-8", "replace").decode()
+
+
+def cores() -> int:
+    """How many cores this process may use, at least 1: those that the system gives it, fewer where OMP_NUM_THREADS says so."""
+    if sys.version_info >= (3, 13):
+        given = os.process_cpu_count()
+    else:
+        given = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    limit = int(wanted) if wanted.isdecimal() else 0  # libraries pass over what is no number, and so does this
+    return max(1, min(given or 1, limit or given or 1))
+
+
+def each[Row](texts: Sequence[str], encode: Callable[[str], Row], threads: int) -> list[Row]:
+    """`encode(text)` of every text, in order; several texts are spread over `threads` threads, one text is read in this one.
+
+    A text is never cut or joined with others, so a row is bit for bit what it is alone. Gains by as many cores where
+    `encode` lets other threads run, as native code does. The threads end with the call: a process may fork afterwards.
+    """
+    if threads == 1 or len(texts) < 2:
+        return [encode(text) for text in texts]
+    with ThreadPoolExecutor(min(threads, len(texts)), thread_name_prefix="encoder") as pool:
+        return list(pool.map(encode, texts))
 
 
 class Memory:

@@ -2,7 +2,8 @@
 
 A model plugin is one file with `build(**settings)`. It makes one attempt a call; retries, money and the validation
 against the task's schema belong to whoever calls it. A provider's file says where it is asked (Endpoint) and how it
-speaks (Dialect); Hosted makes a model of the two, the same one whether the answer comes whole or as a stream.
+speaks (Dialect); Hosted makes a model of the two, the same one whether the answer comes whole or as a stream. How it
+takes what can wait is said by Batches; the answers in a batch are read by the same Dialect.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import SecretStr
 
@@ -28,7 +30,7 @@ from apprentice.errors import (
     OutcomeUnknown,
     OutOfMoney,
 )
-from apprentice.types import Answer, FinishState, Json, Seconds, Task, Usage
+from apprentice.types import Answer, FinishState, Json, Model, Seconds, Task, Usage
 
 FORM = "Answer with one JSON value that fits the given schema, and with nothing else."
 
@@ -59,7 +61,8 @@ class Endpoint:
         if api_key is not None and (not api_key.isascii() or not api_key.isprintable() or not api_key.strip()):
             raise ConfigError(f"{name}: api_key is empty, or has characters that no key has (a line break, say)")
         self.name = name
-        self._url = wire.check_url(base_url, allow_internal=allow_internal) + path
+        self._base = wire.check_url(base_url, allow_internal=allow_internal)
+        self._path = path
         self._key = SecretStr(api_key or "")
         self._header = header
         self._scheme = scheme
@@ -71,10 +74,34 @@ class Endpoint:
 
     async def ask(self, body: bytes) -> wire.Outcome:
         """What became of one attempt."""
+        return await wire.send(self._client, self._request(self._path, self._headers, body, self._timeout))
+
+    async def call(
+        self,
+        path: str,
+        body: bytes | None = None,
+        *,
+        media: str = "application/json",
+        lines: bool = False,
+        failed_jobs: bool = False,
+    ) -> wire.Outcome:
+        """The answer to a call at another path: a POST of `body`, which is of the type `media`, or a GET.
+
+        `lines`: a file of JSON lines is asked for. `failed_jobs`: the job that is asked about may have failed, and is told
+        of all the same. Raises ModelError when there is no answer.
+        """
+        asked = self._request(path, self._headers | {"content-type": media}, body or b"", max(self._timeout, _LONGEST))
+        method: Literal["POST", "GET"] = "GET" if body is None else "POST"
+        outcome = await wire.send(self._client, replace(asked, method=method, lines=lines, limit=_LARGEST))
+        told = failed_jobs and outcome.status == 200 and outcome.body is not None
+        if outcome.kind != "answered" and not told:
+            raise failed(outcome, self.name)
+        return outcome
+
+    def _request(self, path: str, headers: Mapping[str, str], body: bytes, timeout: Seconds) -> wire.Request:
         key = self._key.get_secret_value()
-        headers = self._headers | ({self._header: self._scheme + key} if key else {})
-        asked = wire.Request(self._url, headers, body, self._timeout, key, free=self._free)
-        return await wire.send(self._client, asked)
+        headers = {**headers, **({self._header: self._scheme + key} if key else {})}
+        return wire.Request(self._base + path, headers, body, timeout, key, free=self._free)
 
     async def close(self) -> None:
         """Close the connections; those of a client that was handed in are its owner's."""
@@ -112,15 +139,90 @@ class Dialect(Protocol):
         ...
 
 
+class Limits(NamedTuple):
+    """How much one batch may hold."""
+
+    requests: int
+    bytes: int
+
+
+class Sought(NamedTuple):
+    """What is known of a batch whose creation was begun, and whose name at the provider is not known."""
+
+    name: str
+    size: int  # requests
+    since: Seconds  # when its creation was begun
+    known: frozenset[str]  # batches of the provider that are others
+
+
+class Results(NamedTuple):
+    """What became of the requests of a batch: of each that is listed, by its id, and of each that is not."""
+
+    listed: Mapping[str, wire.Outcome]
+    unlisted: wire.Outcome
+
+
+class Batches(Protocol):
+    """How one provider takes batches. `call` is Endpoint.call; what it raises goes through."""
+
+    limits: Limits
+
+    async def submit(self, call: Call, name: str, requests: Mapping[str, dict[str, Json]]) -> str:
+        """Create a batch of these bodies by id, and return how the provider calls it."""
+        ...
+
+    async def find(self, call: Call, sought: Sought) -> list[str]:
+        """The batches at the provider that may be the one that is sought: where it tells names, one at most."""
+        ...
+
+    async def ended(self, call: Call, batch: str) -> bool:
+        """Whether nothing will happen to it any more."""
+        ...
+
+    async def results(self, call: Call, batch: str, ids: Sequence[str]) -> Results:
+        """Of a batch that has ended. `ids`: those of its requests, in their order."""
+        ...
+
+    async def cancel(self, call: Call, batch: str) -> None:
+        """Ask the provider to end it early. What was answered until then is answered, and billed."""
+        ...
+
+
+@runtime_checkable
+class BatchModel(Model, Protocol):
+    """A model that also answers many inputs for less, within a day. Its methods raise ModelError."""
+
+    max_tokens: int
+    batch_limits: Limits
+
+    def request_bytes(self, task: Task, input: Json) -> int: ...
+    async def submit(self, task: Task, name: str, inputs: Mapping[str, Json]) -> str: ...
+    async def find(self, sought: Sought) -> list[str]: ...
+    async def ended(self, batch: str) -> bool: ...
+    async def results(self, task: Task, batch: str, ids: Sequence[str]) -> dict[str, Answer | ModelError]: ...
+    async def cancel(self, batch: str) -> None: ...
+
+
 class Hosted:
     """A model behind somebody else's wire. One attempt a call; `max_tokens` and `request_bytes` bound what it can cost."""
 
-    def __init__(self, endpoint: Endpoint, dialect: Dialect, *, model: str, max_tokens: int, added: int = 0) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        dialect: Dialect,
+        batches: Batches,
+        *,
+        model: str,
+        max_tokens: int,
+        added: int = 0,
+    ) -> None:
         """`added`: the most tokens that the provider puts before a request of its own accord, and bills."""
         self.model = model
+        self.batch_limits = batches.limits
         self.max_tokens = max_tokens
         self._endpoint = endpoint
         self._dialect = dialect
+        self._batches = batches
         self._added = added
         self._ready_at: Seconds = 0.0
 
@@ -144,8 +246,37 @@ class Hosted:
             self._ready_at = ended + pause
         return self._understood(task, outcome, ended - started)
 
+    async def submit(self, task: Task, name: str, inputs: Mapping[str, Json]) -> str:
+        """The provider's id of a new batch that answers these inputs, each under its key."""
+        # A batch has its answers written into a file: there is nothing to be streamed.
+        requests = {key: _unstreamed(self._dialect.body(task, input)) for key, input in inputs.items()}
+        return await self._batches.submit(self._endpoint.call, name, requests)
+
+    async def find(self, sought: Sought) -> list[str]:
+        """The batches that may be the one whose creation had a lost answer: none, it, or several."""
+        return await self._batches.find(self._endpoint.call, sought)
+
+    async def ended(self, batch: str) -> bool:
+        """Whether the results of a batch can be read."""
+        return await self._batches.ended(self._endpoint.call, batch)
+
+    async def results(self, task: Task, batch: str, ids: Sequence[str]) -> dict[str, Answer | ModelError]:
+        """For each of these ids the Answer, or what `answer` would have raised."""
+        results = await self._batches.results(self._endpoint.call, batch, ids)
+        return {key: self._result(task, results.listed.get(key, results.unlisted)) for key in ids}
+
+    async def cancel(self, batch: str) -> None:
+        """Ask the provider to end a batch early."""
+        await self._batches.cancel(self._endpoint.call, batch)
+
     async def close(self) -> None:
         await self._endpoint.close()
+
+    def _result(self, task: Task, outcome: wire.Outcome) -> Answer | ModelError:
+        try:
+            return self._understood(task, outcome, 0.0)
+        except ModelError as error:
+            return error
 
     def _request(self, task: Task, input: Json) -> bytes:
         return as_json(self._dialect.body(task, input)).encode()
@@ -190,6 +321,23 @@ class Hosted:
             latency=latency,
             problem=problem,
         )
+
+
+def one_text(found: Json, name: str) -> str:
+    """The text, or OutcomeUnknown where an answer has none: what was asked for may have been done."""
+    if isinstance(found, str) and found:
+        return found
+    raise OutcomeUnknown(f"the answer has no {name}")
+
+
+def result(status: int, body: Json) -> wire.Outcome:
+    """What became of one request in a batch, by the status and the body that it would have had on its own."""
+    return wire.classify(wire.Reply(status, {}, json.dumps(body).encode()))
+
+
+def unanswered(problem: str) -> wire.Outcome:
+    """What became of a request in a batch that the provider did not answer, and does not charge."""
+    return wire.Outcome("rejected", problem=problem)
 
 
 class Turn(NamedTuple):
@@ -340,8 +488,16 @@ def name_of(task: Task) -> str:
     return re.sub(r"[^a-zA-Z0-9_-]", "_", task.name)[:64] or "answer"
 
 
+type Call = Callable[..., Awaitable[wire.Outcome]]  # Endpoint.call
+
+_LONGEST: Seconds = 600.0  # for a file of hundreds of megabytes
+_LARGEST = 512 * 2**20  # bytes of a file of results
 _MOST_TOKENS = 10**12  # a thousand million pages: beyond that a count is nonsense, and money would not fit the ledger
 _FENCE = re.compile(r"\s*```(?:json|JSON)?\s*\n(.*?)\n?\s*```\s*", re.DOTALL)
+
+
+def _unstreamed(body: dict[str, Json]) -> dict[str, Json]:
+    return {key: value for key, value in body.items() if key not in ("stream", "stream_options")}
 
 
 def _no_constant(name: str) -> Json:

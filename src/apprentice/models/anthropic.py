@@ -1,31 +1,40 @@
 """Anthropic's messages. The answer is the input of a tool that the model is made to call.
 
-Source: https://docs.anthropic.com/en/api/messages and …/docs/build-with-claude/tool-use.
+Source: https://docs.anthropic.com/en/api/messages, …/api/creating-message-batches and …/docs/build-with-claude/tool-use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
+from urllib.parse import quote
 
 from apprentice import wire
 from apprentice.errors import InvalidInput
 from apprentice.models import (
+    Call,
     Endpoint,
     Hosted,
+    Limits,
     Reading,
+    Results,
+    Sought,
     as_json,
     mapping,
     mappings,
     name_of,
+    one_text,
     parse,
+    result,
     shape,
     system,
     text_of,
     turns,
+    unanswered,
     usage_of,
 )
-from apprentice.types import Json, Task
+from apprentice.types import Json, Seconds, Task
 
 _OWN = "https://api.anthropic.com"
 _VERSION = "2023-06-01"
@@ -67,7 +76,7 @@ def build(
         settings["temperature"] = temperature
     if stream:
         settings["stream"] = True
-    return Hosted(endpoint, _Messages(settings), model=model, max_tokens=max_tokens, added=_TOOL_PROMPT)
+    return Hosted(endpoint, _Messages(settings), _Batches(), model=model, max_tokens=max_tokens, added=_TOOL_PROMPT)
 
 
 class _Messages:
@@ -134,6 +143,67 @@ class _Messages:
 
 
 _PIECES = {"text_delta": "text", "input_json_delta": "partial_json"}
+
+
+class _Batches:
+    """Batches have no names here. `results_url` is not followed: where results are is known, and nobody else gets the key."""
+
+    limits = Limits(100_000, 256_000_000)
+
+    async def submit(self, call: Call, name: str, requests: Mapping[str, dict[str, Json]]) -> str:
+        asked = {"requests": [{"custom_id": key, "params": body} for key, body in requests.items()]}
+        return one_text(mapping((await call(_PATH, as_json(asked).encode())).body).get("id"), "id of the batch")
+
+    async def find(self, call: Call, sought: Sought) -> list[str]:
+        earliest = sought.since - _CLOCKS
+        found: list[str] = []
+        after = ""
+        while True:
+            page = mapping((await call(f"{_PATH}?limit=100{after}")).body)
+            batches = mappings(page.get("data"))
+            recent = [one for one in batches if _moment(one.get("created_at")) >= earliest]
+            for one in recent:
+                size = sum(count for count in mapping(one.get("request_counts")).values() if isinstance(count, int))
+                if size == sought.size and one.get("id") not in sought.known:
+                    found.append(text_of(one.get("id")))
+            if len(recent) < len(batches) or not batches or page.get("has_more") is not True:
+                return found
+            after = f"&after_id={quote(text_of(batches[-1].get('id')), safe='')}"
+
+    async def ended(self, call: Call, batch: str) -> bool:
+        job = mapping((await call(f"{_PATH}/{quote(batch, safe='')}")).body)
+        return job.get("processing_status") == "ended"
+
+    async def results(self, call: Call, batch: str, ids: Sequence[str]) -> Results:
+        lines = (await call(f"{_PATH}/{quote(batch, safe='')}/results", lines=True)).lines
+        listed = {text_of(line.get("custom_id")): _result(mapping(line.get("result"))) for line in lines or ()}
+        return Results(listed, wire.Outcome("unknown", problem="the batch has no result for it"))
+
+    async def cancel(self, call: Call, batch: str) -> None:
+        await call(f"{_PATH}/{quote(batch, safe='')}/cancel", b"{}")
+
+
+_PATH = "/v1/messages/batches"
+_CLOCKS: Seconds = 600.0  # how far the provider's clock and ours may be apart
+
+
+def _result(told: dict[str, Json]) -> wire.Outcome:
+    kind = text_of(told.get("type"))
+    if kind == "succeeded":
+        return result(200, told.get("message"))
+    if kind in ("errored", "canceled", "expired"):  # none of these is charged
+        error = mapping(mapping(told.get("error")).get("error"))
+        return unanswered(" ".join(filter(None, [kind, text_of(error.get("type")), text_of(error.get("message"))])))
+    return wire.Outcome("unknown", problem=f"a result of the unknown type {kind!r}")
+
+
+def _moment(told: Json) -> Seconds:
+    """The moment; the end of all time for what is none, so that nothing is overlooked."""
+    try:
+        moment = datetime.fromisoformat(text_of(told))
+    except ValueError:
+        return float("inf")
+    return moment.timestamp() if moment.tzinfo is not None else float("inf")
 
 
 def _whole(block: dict[str, Json], said: str) -> dict[str, Json]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from apprentice import heads, plugins
+from apprentice import fields, heads, plugins
 from apprentice.calibration import Table, calibrate, checked
 from apprentice.errors import ConfigError, ModelRejected
 from apprentice.types import Answer, Encoder, Json, Task
@@ -61,7 +61,7 @@ class Embedded:
         self._check(task)
         if not inputs:
             return []
-        texts = [heads.render(self._input_schema, asked) for asked in inputs]
+        texts = [fields.render(self._input_schema, asked) for asked in inputs]
         answers = self._student.answers(self._encoder.encode(texts))
         latency = (time.perf_counter() - began) / len(inputs)
         return [
@@ -75,7 +75,7 @@ class Embedded:
     def _check(self, task: Task) -> None:
         if task.output_schema is self._fitting:
             return
-        if heads.plain(task.output_schema) != self._output_schema:
+        if fields.plain(task.output_schema) != self._output_schema:
             raise ModelRejected(
                 f"{self._name} learned task {task.name!r} with another output schema",
                 hint="teach the task again: its output_schema was changed since",

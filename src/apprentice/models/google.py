@@ -1,26 +1,33 @@
 """Google's generateContent, as the Gemini API serves it.
 
-Source: https://ai.google.dev/api/generate-content and …/gemini-api/docs/structured-output.
+Source: https://ai.google.dev/api/generate-content, …/api/batch-api and …/gemini-api/docs/structured-output.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
 from apprentice import wire
 from apprentice.models import (
+    Call,
     Endpoint,
     Hosted,
+    Limits,
     Reading,
+    Results,
+    Sought,
     as_json,
     mapping,
     mappings,
+    one_text,
+    result,
     shape,
     system,
     text_of,
     turns,
+    unanswered,
     usage_of,
 )
 from apprentice.types import Json, Task
@@ -66,7 +73,8 @@ def build(
     settings: dict[str, Json] = {"maxOutputTokens": max_tokens}
     if temperature is not None:
         settings["temperature"] = temperature
-    return Hosted(endpoint, _GenerateContent(settings), model=model, max_tokens=max_tokens)
+    batches = _Batches(f"/v1beta/models/{name}:batchGenerateContent")
+    return Hosted(endpoint, _GenerateContent(settings), batches, model=model, max_tokens=max_tokens)
 
 
 class _GenerateContent:
@@ -123,6 +131,75 @@ class _GenerateContent:
         if not ended:
             body.pop("usageMetadata", None)  # it grows from event to event
         return body, ended
+
+
+class _Batches:
+    """Requests and answers travel within the batch, which is an operation of Google's."""
+
+    limits = Limits(10_000, 19_000_000)  # 20 MB in all; how many is not said
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    async def submit(self, call: Call, name: str, requests: Mapping[str, dict[str, Json]]) -> str:
+        inlined = [{"request": body, "metadata": {"key": key}} for key, body in requests.items()]
+        asked = {"batch": {"displayName": name, "inputConfig": {"requests": {"requests": inlined}}}}
+        return one_text(
+            mapping((await call(self._path, as_json(asked).encode())).body).get("name"), "name of the batch"
+        )
+
+    async def find(self, call: Call, sought: Sought) -> list[str]:
+        token = ""
+        while True:
+            page = mapping((await call(f"/v1beta/batches?pageSize=100{token}")).body)
+            batches = [one for one in mappings(page.get("operations")) if _job(one).get("displayName") == sought.name]
+            if batches or not page.get("nextPageToken"):
+                return [text_of(one.get("name")) for one in batches]
+            token = f"&pageToken={quote(text_of(page['nextPageToken']), safe='')}"
+
+    async def ended(self, call: Call, batch: str) -> bool:
+        operation = await self._operation(call, batch)
+        return operation.get("done") is True or _state(operation) in _ENDED
+
+    async def results(self, call: Call, batch: str, ids: Sequence[str]) -> Results:
+        operation = await self._operation(call, batch)
+        within = _job(operation).get("output") or operation.get("response")
+        told = mappings(mapping(mapping(within).get("inlinedResponses")).get("inlinedResponses"))
+        listed: dict[str, wire.Outcome] = {}
+        for key, one in zip(ids, told, strict=False):  # they are in the order of the requests
+            listed[text_of(mapping(one.get("metadata")).get("key")) or key] = _result(one)
+        problem = text_of(mapping(operation.get("error")).get("message"))
+        # Of a batch that failed, expired or was cancelled Google does not say what it charges.
+        return Results(listed, wire.Outcome("unknown", problem=f"the batch is {_state(operation)} {problem}".strip()))
+
+    async def cancel(self, call: Call, batch: str) -> None:
+        await call(f"/v1beta/{_name(batch)}:cancel", b"{}")
+
+    async def _operation(self, call: Call, batch: str) -> dict[str, Json]:
+        return mapping((await call(f"/v1beta/{_name(batch)}", failed_jobs=True)).body)
+
+
+_ENDED = frozenset({"SUCCEEDED", "FAILED", "CANCELLED", "EXPIRED", "PARTIALLY_SUCCEEDED"})
+
+
+def _job(operation: dict[str, Json]) -> dict[str, Json]:
+    return mapping(operation.get("metadata"))
+
+
+def _state(operation: dict[str, Json]) -> str:
+    """Such as SUCCEEDED: the interface says BATCH_STATE_SUCCEEDED, its own library JOB_STATE_SUCCEEDED."""
+    return text_of(_job(operation).get("state")).rpartition("_STATE_")[2]
+
+
+def _name(batch: str) -> str:
+    return f"batches/{quote(batch.removeprefix('batches/'), safe='')}"
+
+
+def _result(one: dict[str, Json]) -> wire.Outcome:
+    if isinstance(one.get("response"), dict):
+        return result(200, one["response"])
+    error = mapping(one.get("error"))
+    return unanswered(f"{error.get('code')} {text_of(error.get('message'))}")
 
 
 def _texts(candidate: dict[str, Json]) -> list[str]:

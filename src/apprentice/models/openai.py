@@ -1,31 +1,38 @@
 """OpenAI's chat completions, and every server that speaks them (vLLM, Together, Fireworks, DeepSeek, LiteLLM, …).
 
 With `api: responses`, OpenAI's responses instead; nothing is stored there. Sources:
-https://platform.openai.com/docs/api-reference/chat/create, …/responses/create and …/guides/structured-outputs.
+https://platform.openai.com/docs/api-reference/chat/create, …/responses/create, …/batch and …/guides/structured-outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from apprentice import wire
 from apprentice.models import (
+    Call,
     Endpoint,
     Hosted,
+    Limits,
     Reading,
+    Results,
+    Sought,
     as_json,
     mapping,
     mappings,
     name_of,
+    one_text,
+    result,
     shape,
     system,
     text_of,
     turns,
+    unanswered,
     usage_of,
 )
-from apprentice.types import Json, Task
+from apprentice.types import Json, Seconds, Task
 
 _OWN = "https://api.openai.com/v1"
 # These hosts know max_completion_tokens, and their reasoning models take nothing else. Other servers are sent the older
@@ -55,10 +62,11 @@ def build(
     has the answer sent piece by piece; it is still given whole. `base_url` ends before `/chat/completions` or
     `/responses`. Raises ConfigError for an address that a key must not be sent to.
     """
+    path = "/responses" if api == "responses" else "/chat/completions"
     endpoint = Endpoint(
         f"openai/{model}",
         base_url or _OWN,
-        "/responses" if api == "responses" else "/chat/completions",
+        path,
         api_key=api_key,
         header="authorization",
         scheme="Bearer ",
@@ -79,7 +87,7 @@ def build(
         host = urlsplit(base_url or _OWN).hostname or ""
         own = any(host == name or host.endswith(f".{name}") for name in _NEW_NAMES)
         dialect = _Chat(settings | {"max_completion_tokens" if own else "max_tokens": max_tokens})
-    return Hosted(endpoint, dialect, model=model, max_tokens=max_tokens)
+    return Hosted(endpoint, dialect, _Batches(f"/v1{path}"), model=model, max_tokens=max_tokens)
 
 
 def _form(task: Task) -> dict[str, Json]:
@@ -181,6 +189,87 @@ class _Responses:
                 said.append(text_of(event.get("delta")))
         content = [{"type": "output_text", "text": "".join(said)}]
         return body | {"output": [{"type": "message", "content": content}], "usage": None}, False
+
+
+class _Batches:
+    """A file of requests is sent, then a batch is made of it; its answers are in one file, its errors in another."""
+
+    limits = Limits(50_000, 200_000_000)
+
+    def __init__(self, url: str) -> None:
+        self._url = url  # that each request would go to on its own
+
+    async def submit(self, call: Call, name: str, requests: Mapping[str, dict[str, Json]]) -> str:
+        lines = (
+            as_json({"custom_id": key, "method": "POST", "url": self._url, "body": body})
+            for key, body in requests.items()
+        )
+        boundary = f"apprentice-{name}"  # a name that nobody knew when the inputs were written
+        form = (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+            f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{name}.jsonl"\r\n'
+            "Content-Type: application/jsonl\r\n\r\n" + "\n".join(lines) + f"\r\n--{boundary}--\r\n"
+        )
+        file = await call("/files", form.encode(), media=f"multipart/form-data; boundary={boundary}")
+        asked = {
+            "input_file_id": one_text(mapping(file.body).get("id"), "id of the file"),
+            "endpoint": self._url,
+            "completion_window": "24h",
+            "metadata": {_NAME: name},
+        }
+        made = await call("/batches", as_json(asked).encode())
+        return one_text(mapping(made.body).get("id"), "id of the batch")
+
+    async def find(self, call: Call, sought: Sought) -> list[str]:
+        after = ""
+        while True:
+            page = mapping((await call(f"/batches?limit=100{after}")).body)
+            batches = mappings(page.get("data"))
+            found = [
+                text_of(one.get("id")) for one in batches if mapping(one.get("metadata")).get(_NAME) == sought.name
+            ]
+            oldest = batches[-1].get("created_at") if batches else None
+            before = isinstance(oldest, int) and oldest < sought.since - _CLOCKS
+            if found or before or not batches or page.get("has_more") is not True:
+                return found
+            after = f"&after={quote(text_of(batches[-1].get('id')), safe='')}"
+
+    async def ended(self, call: Call, batch: str) -> bool:
+        return (await self._batch(call, batch)).get("status") in ("completed", "expired", "cancelled", "failed")
+
+    async def results(self, call: Call, batch: str, ids: Sequence[str]) -> Results:
+        job = await self._batch(call, batch)
+        status = text_of(job.get("status"))
+        listed: dict[str, wire.Outcome] = {}
+        for file in (job.get("output_file_id"), job.get("error_file_id")):
+            if file is not None:
+                lines = (await call(f"/files/{quote(text_of(file), safe='')}/content", lines=True)).lines
+                listed |= {text_of(line.get("custom_id")): _result(line) for line in lines or ()}
+        if status == "completed":
+            return Results(listed, wire.Outcome("unknown", problem="the batch has no result for it"))
+        # What was answered before a batch expired or was cancelled is listed, and only that is charged; a batch that
+        # failed was not begun.
+        errors = [text_of(error.get("message")) for error in mappings(mapping(job.get("errors")).get("data"))]
+        return Results(listed, unanswered(f"the batch is {status}{': ' if errors else ''}{'; '.join(errors[:3])}"))
+
+    async def cancel(self, call: Call, batch: str) -> None:
+        await call(f"/batches/{quote(batch, safe='')}/cancel", b"{}")
+
+    async def _batch(self, call: Call, batch: str) -> dict[str, Json]:
+        return mapping((await call(f"/batches/{quote(batch, safe='')}")).body)
+
+
+_NAME = "apprentice"  # the key of our name in a batch's metadata
+_CLOCKS: Seconds = 600.0  # how far the provider's clock and ours may be apart
+
+
+def _result(line: dict[str, Json]) -> wire.Outcome:
+    response = line.get("response")
+    if not isinstance(response, dict):
+        error = mapping(line.get("error"))
+        return unanswered(f"{text_of(error.get('code'))}: {text_of(error.get('message'))}")
+    status = response.get("status_code")
+    return result(status if isinstance(status, int) else 0, response.get("body"))
 
 
 def is_strict(schema: Any) -> bool:

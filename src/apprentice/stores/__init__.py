@@ -19,6 +19,7 @@ import apsw
 
 from apprentice.errors import BudgetExhausted, BudgetHeld, StoreCorrupt, StoreError, StoreTooNew
 from apprentice.types import (
+    Batch,
     Cap,
     Correction,
     Event,
@@ -158,6 +159,19 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX corrections_of ON corrections (task, request_id)",
         """CREATE TRIGGER corrections_no_update BEFORE UPDATE ON corrections
             BEGIN SELECT RAISE(ABORT, 'corrections are append-only'); END""",
+    ),
+    (
+        """CREATE TABLE batches (
+            number INTEGER PRIMARY KEY AUTOINCREMENT,
+            id TEXT NOT NULL UNIQUE,
+            task TEXT NOT NULL,
+            open INTEGER NOT NULL,
+            body TEXT NOT NULL,
+            inputs TEXT NOT NULL
+        )""",
+        "CREATE INDEX batches_open ON batches (number) WHERE open",
+        """CREATE TRIGGER batches_final BEFORE UPDATE ON batches WHEN NOT old.open
+            BEGIN SELECT RAISE(ABORT, 'a batch that is done does not change'); END""",
     ),
 )
 FIXED = (3, 51, 3)  # before it, a WAL database could be corrupted: https://sqlite.org/wal.html#walresetbug
@@ -557,6 +571,22 @@ def read_correction(row: Sequence[Any]) -> Correction:
 def read_mode(task: str, mode: Literal["remote", "auto"], until: Seconds | None, at: Seconds) -> tuple[str, Mode]:
     """The task and its Mode, of a row."""
     return from_text(task), Mode(mode=mode, until=until, at=at)
+
+
+BATCH_COLUMNS = "id, task, open, body, inputs"
+
+
+def batch_row(batch: Batch) -> tuple[str | int, ...]:
+    """What a store writes for a Batch, in the order of `BATCH_COLUMNS`. The inputs, which never change, are apart."""
+    what = f"batch {batch.id!r}"
+    body = to_json(batch.model_dump(mode="python", exclude={"inputs"}), what)
+    return to_text(batch.id), to_text(batch.task), int(batch.open), body, to_json(batch.inputs, what)
+
+
+def read_batch(row: Sequence[Any]) -> Batch:
+    """The Batch of a row of (body, inputs)."""
+    body, inputs = row
+    return Batch.model_validate(json.loads(body) | {"inputs": json.loads(inputs)})
 
 
 def runs[T](rows: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -29,6 +29,7 @@ import apsw
 from apprentice.errors import StoreCorrupt, StoreError, StoreFull
 from apprentice.stores import (
     APPLICATION_ID,
+    BATCH_COLUMNS,
     CORRECTION_COLUMNS,
     EVENT_COLUMNS,
     EVIDENCE_COLUMNS,
@@ -37,12 +38,14 @@ from apprentice.stores import (
     VERSION_COLUMNS,
     Amount,
     EndState,
+    batch_row,
     check_sqlite,
     correction_row,
     event_row,
     from_text,
     migrate,
     next_version_id,
+    read_batch,
     read_correction,
     read_entry,
     read_event,
@@ -56,7 +59,20 @@ from apprentice.stores import (
     version_row,
 )
 from apprentice.stores._writer import NO_SPACE, Booking, Row, Writer, amounts_of, fetch, insert, translated
-from apprentice.types import Cap, Changes, Correction, Event, Hold, Lease, Micros, Record, Seconds, Spending, Version
+from apprentice.types import (
+    Batch,
+    Cap,
+    Changes,
+    Correction,
+    Event,
+    Hold,
+    Lease,
+    Micros,
+    Record,
+    Seconds,
+    Spending,
+    Version,
+)
 
 PAGE = 256  # Records in one read, so that a long read neither blocks short ones nor holds up checkpoints
 
@@ -216,6 +232,17 @@ class SqliteStore:
         sql = "INSERT OR REPLACE INTO modes (task, mode, until, at) VALUES (?, ?, ?, ?)"
         await self._change(sql, (to_text(task), mode, until, at))
 
+    async def keep_batch(self, batch: Batch, *, lease: Lease | None = None) -> None:
+        """Keep the Batch as it is now; its inputs stay what they were.
+
+        Raises StoreError for one that is no longer open, and when `lease` is no longer the current one of its name.
+        """
+        await self._writer.submit(partial(_keep_batch, batch=batch, lease=lease))
+
+    async def batches(self, task: str | None = None, *, open: bool = False) -> list[Batch]:
+        """Batches of one task or of all, in the order in which they were made; with `open`, those with something to do."""
+        return await self._read(partial(_batches, task=task, open=open))
+
     async def acquire(self, name: str, owner: str, now: Seconds, seconds: Seconds) -> Lease | None:
         """The lease until `now + seconds`, or None while somebody (also the same owner) has it."""
         act = partial(_acquire, name=name, owner=owner, now=now, until=now + seconds)
@@ -324,6 +351,13 @@ def _no_version(task: str, version: str) -> StoreError:
     return StoreError(f"task {task!r} has no version {version!r}", hint="`apprentice status` lists the versions")
 
 
+def _keep_batch(connection: apsw.Connection, batch: Batch, lease: Lease | None) -> None:
+    if lease is not None and not _is_current(connection, lease):
+        raise StoreError(f"batch {batch.id!r} is not changed: lease {lease.name!r} (token {lease.token}) is over")
+    again = "ON CONFLICT (id) DO UPDATE SET open = excluded.open, body = excluded.body"
+    insert(connection, "batches", BATCH_COLUMNS, [batch_row(batch)], again)
+
+
 def _acquire(connection: apsw.Connection, name: str, owner: str, now: Seconds, until: Seconds) -> Lease | None:
     rows = fetch(connection, "SELECT owner, token, until FROM leases WHERE name = ?", (to_text(name),))
     if rows and rows[0][0] is not None and rows[0][2] > now:
@@ -377,6 +411,14 @@ def _records(
     order = "DESC" if newest else "ASC"
     sql = f"SELECT seq, body FROM records WHERE task = ? AND seq > ? AND seq < ? {chosen} ORDER BY seq {order} LIMIT ?"
     return [(seq, read_record(body)) for seq, body in fetch(connection, sql, (task, after, before, max(limit, 0)))]
+
+
+def _batches(connection: apsw.Connection, task: str | None, open: bool) -> list[Batch]:
+    wanted = [*(["open"] if open else []), *(["task = ?"] if task is not None else [])]
+    where = f"WHERE {' AND '.join(wanted)}" if wanted else ""
+    values = () if task is None else (to_text(task),)
+    sql = f"SELECT body, inputs FROM batches {where} ORDER BY number"
+    return [read_batch(row) for row in fetch(connection, sql, values)]
 
 
 def _events(connection: apsw.Connection, task: str | None, names: Sequence[str] | None, limit: int) -> list[Event]:

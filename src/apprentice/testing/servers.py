@@ -1,6 +1,6 @@
 """Providers on loopback: real sockets, the provider's wire format, scripted behaviour, and a bill of their own.
 
-A request that asks for a stream gets the same answer in events.
+A request that asks for a stream gets the same answer in events; one in a batch gets it when the batch ends.
 
     async with serve_openai([Reply({"label": "spam"}), Reply(status=429, code="rate_limit_exceeded")]) as server:
         model = plugins.build("models", "openai", model="m", base_url=server.url, allow_internal=True)
@@ -27,12 +27,14 @@ import h11
 
 from apprentice.errors import ModelRejected
 from apprentice.models import shape
-from apprentice.testing.formats import FORMATS, Format, Said, asked, text_of
+from apprentice.testing.batches import COUNTERS, Batching, Counter, Worked
+from apprentice.testing.formats import FORMATS, Said, asked, text_of
 from apprentice.types import FinishState, Json, Micros, Model, Task, Usage
 
 __all__ = [
     "PRICE",
     "Answerer",
+    "Batching",
     "Reply",
     "Seen",
     "Server",
@@ -105,10 +107,15 @@ class Seen(NamedTuple):
 
 
 class Server:
-    """A running server. `requests` grows with each request that arrived whole."""
+    """A running server. `requests` grows with each request that arrived whole, `batched` with each in a batch that was
+    worked on, at half the price; `counter.jobs` are the batches, and `batching` says how they fare."""
 
-    def __init__(self, wire: Format, answer: Answerer, price: tuple[Micros, Micros], api_key: str | None) -> None:
+    def __init__(self, name: str, answer: Answerer, price: tuple[Micros, Micros], api_key: str | None) -> None:
+        wire = FORMATS[name]
         self.requests: list[Seen] = []
+        self.batched: list[Seen] = []
+        self.batching = Batching()
+        self.counter: Counter = COUNTERS[name](wire, self._work)
         self.connections = 0  # accepted so far
         self.url = ""
         self._wire = wire
@@ -120,7 +127,7 @@ class Server:
     @property
     def bill(self) -> Micros:
         """What the provider would charge for everything so far, in micro-dollars, rounded up once."""
-        return -(-sum(seen.charge for seen in self.requests) // 1_000_000)
+        return -(-sum(seen.charge for seen in [*self.requests, *self.batched]) // 1_000_000)
 
     @contextlib.asynccontextmanager
     async def running(self, host: str, port: int) -> AsyncIterator[Server]:
@@ -157,14 +164,12 @@ class Server:
         headers = {name.decode(): value.decode("latin-1") for name, value in request.headers}
         target = request.target.decode("latin-1")
         body = _object(raw) or {}
+        if self.counter.takes(target):
+            return await self._respond_of_batches(request.method.decode(), target, headers, body, raw)
         reply = self._refuse(request.method, target, headers, body)
         if reply is None:
-            said = self._answer(body)
-            said = await said if inspect.isawaitable(said) else said
-            reply = _limited(said if isinstance(said, Reply) else Reply(said), self._wire.limit(body))
-        usage = _count(raw, reply)
-        billed = reply.billed if reply.billed is not None else reply.status < 300
-        charge = usage.input_tokens * self._price[0] + usage.output_tokens * self._price[1] if billed else 0
+            reply = await self._said(body)
+        usage, charge = self._charged(raw, reply)
         number = len(self.requests)
         self.requests.append(Seen(target, headers, body, reply.status, usage, charge))
         if isinstance(reply.wait, asyncio.Event):
@@ -173,6 +178,46 @@ class Server:
             await asyncio.sleep(reply.wait)
         head, parts = self._render(number, reply, target, body, usage)
         return reply, self._wire.headers(number) | head | dict(reply.headers), parts
+
+    async def _respond_of_batches(
+        self, method: str, target: str, headers: dict[str, str], body: dict[str, Json], raw: bytes
+    ) -> tuple[Reply, dict[str, str], list[bytes]]:
+        number = len(self.requests)
+        if self._key is not None and self._wire.key(headers) != self._key:
+            reply = Reply(status=self._wire.wrong_key[0], code=self._wire.wrong_key[1])
+        else:
+            host = self.url.removesuffix(self._wire.base)
+            told = await self.counter.serve(self.batching, method, target, headers, raw, host)
+            raw_body = told.body if told.status < 300 else None
+            reply = Reply(status=told.status, code=told.code, raw=raw_body, cut=0 if told.lost else None)
+        self.requests.append(Seen(target, headers, body, reply.status, Usage(input_tokens=0, output_tokens=0), 0))
+        head, parts = self._render(number, reply, target, body, self.requests[-1].usage)
+        return reply, self._wire.headers(number) | head, parts
+
+    async def _work(self, body: dict[str, Json]) -> Worked:
+        """What a request in a batch comes to, and its place on the bill."""
+        reply = await self._said(body)
+        number = len(self.batched)
+        usage, charge = self._charged(json.dumps(body, separators=(",", ":")).encode(), reply)
+        self.batched.append(Seen("", {}, body, reply.status, usage, charge // 2))
+        if reply.status >= 300:
+            return Worked(reply.status, self._wire.error(reply.status, reply.code, number))
+        told = None if reply.silent else reply.usage or usage
+        model = reply.model or body.get("model") or ""
+        said = Said(number, body, model, reply.content, reply.finish, reply.code, told, reply.piece)
+        return Worked(reply.status, self._wire.answer(said))
+
+    async def _said(self, body: dict[str, Json]) -> Reply:
+        said = self._answer(body)
+        said = await said if inspect.isawaitable(said) else said
+        return _limited(said if isinstance(said, Reply) else Reply(said), self._wire.limit(body))
+
+    def _charged(self, raw: bytes, reply: Reply) -> tuple[Usage, int]:
+        """The true counts of a request and its answer, and what they cost, in millionths of a micro-dollar."""
+        usage = _count(raw, reply)
+        billed = reply.billed if reply.billed is not None else reply.status < 300
+        charge = usage.input_tokens * self._price[0] + usage.output_tokens * self._price[1] if billed else 0
+        return usage, charge
 
     def _refuse(self, method: bytes, target: str, headers: dict[str, str], body: dict[str, Json]) -> Reply | None:
         wire = self._wire
@@ -226,7 +271,7 @@ async def serve_openai(
     `answer`: a function of the request's body, or a list of replies, of which the last one repeats. `price`:
     micro-dollars for a million input and output tokens. `api_key`: any other key is answered with 401.
     """
-    async with Server(FORMATS["openai"], _scripted(answer), price, api_key).running(host, port) as server:
+    async with Server("openai", _scripted(answer), price, api_key).running(host, port) as server:
         yield server
 
 
@@ -240,7 +285,7 @@ async def serve_anthropic(
     port: int = 0,
 ) -> AsyncIterator[Server]:
     """A server that speaks Anthropic's messages at `server.url`; the arguments of `serve_openai`."""
-    async with Server(FORMATS["anthropic"], _scripted(answer), price, api_key).running(host, port) as server:
+    async with Server("anthropic", _scripted(answer), price, api_key).running(host, port) as server:
         yield server
 
 
@@ -254,7 +299,7 @@ async def serve_responses(
     port: int = 0,
 ) -> AsyncIterator[Server]:
     """A server that speaks OpenAI's responses at `server.url`; the arguments of `serve_openai`."""
-    async with Server(FORMATS["responses"], _scripted(answer), price, api_key).running(host, port) as server:
+    async with Server("responses", _scripted(answer), price, api_key).running(host, port) as server:
         yield server
 
 
@@ -271,7 +316,7 @@ async def serve_google(
 
     The arguments of `serve_openai`; a wrong key is answered with 400, as Google does.
     """
-    async with Server(FORMATS["google"], _scripted(answer), price, api_key).running(host, port) as server:
+    async with Server("google", _scripted(answer), price, api_key).running(host, port) as server:
         yield server
 
 
@@ -300,7 +345,7 @@ async def serve_recorded(
             return Reply(status=400, code="not_json")
         return Reply(said.text if said.output is None else shape(task.output_schema).wrap(said.output))
 
-    async with Server(FORMATS[format], answer, price, None).running(host, port) as server:
+    async with Server(format, answer, price, None).running(host, port) as server:
         yield server
 
 

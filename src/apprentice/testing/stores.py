@@ -26,6 +26,7 @@ from apprentice.errors import (
 from apprentice.types import (
     Answer,
     Attempt,
+    Batch,
     Cap,
     Correction,
     Decision,
@@ -123,6 +124,12 @@ def a_hold(attempt_id: str, worst: int, windows: Sequence[str] = ("total",), **c
     """A reservation of `worst` micro-dollars in these windows."""
     values: dict[str, Any] = {"task": "sort", "purpose": "serve", "model": "big-1", "at": 1_750_000_000.0}
     return Hold(attempt_id=attempt_id, worst=worst, windows=tuple(windows), **values | changes)
+
+
+def a_batch(batch_id: str, **changes: Any) -> Batch:
+    """A batch of one input that was not sent yet."""
+    values: dict[str, Any] = {"task": "sort", "model": "big-1", "at": 1.0, "inputs": ({"text": "a"},), "worsts": (9,)}
+    return Batch(id=batch_id, **values | changes)
 
 
 def a_version(task: str = "sort", **changes: Any) -> Version:
@@ -424,6 +431,31 @@ async def events_come_back_in_order_and_once_a_key(build: Build, path: Path) -> 
         _same(await store.events("unknown"), [], "Events of an unknown task")
         of_name = await store.events("sort", names=["done", "never"], limit=1)
         _same([event.message for event in of_name], ["first"], "the last Event of a name")
+
+
+async def a_batch_goes_on_where_it_was_left(build: Build, path: Path) -> None:
+    async with _open(build, path) as store:
+        inputs = tuple({"text": text} for text in HOSTILE)
+        first = a_batch("b1", inputs=inputs, worsts=(7,) * len(inputs))
+        await store.keep_batch(first)
+        await store.keep_batch(a_batch("b2", task="other"))
+        await store.keep_batch(a_batch("b3"))
+    async with _open(build, path) as store:
+        _same(await store.batches("sort", open=True), [first, a_batch("b3")], "open batches of a task, in order")
+        sent = first.model_copy(update={"state": "submitted", "remote_id": "batch\0\ud800", "sent_at": 5.0})
+        await store.keep_batch(sent)
+        _same(await store.batches("sort"), [sent, a_batch("b3")], "a batch, changed")
+        done = sent.model_copy(update={"state": "ended", "end": "settled", "cost": 2**53 + 1, "open": False})
+        await store.keep_batch(done)
+        _same([batch.id for batch in await store.batches(open=True)], ["b2", "b3"], "what is still open")
+        _same((await store.batches())[0], done, "a batch that is done")
+        await _raises(StoreError, store.keep_batch(sent))
+        _same((await store.batches())[0], done, "a batch that is done, after somebody tried to change it")
+        old = await store.acquire("batch/b3", "one", 1.0, 10.0)
+        new = await store.acquire("batch/b3", "two", 20.0, 10.0)
+        await _raises(StoreError, store.keep_batch(a_batch("b3", cost=1), lease=old))
+        await store.keep_batch(a_batch("b3", cost=2), lease=new)
+        _same([batch.cost for batch in await store.batches("sort", open=True)], [2], "what the lease's holder wrote")
 
 
 # --- money

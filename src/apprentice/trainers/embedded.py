@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from apprentice import heads, plugins
+from apprentice import fields, heads, plugins
 from apprentice.calibration import SAME, Table, auroc, calibrate, ece
 from apprentice.errors import ConfigError, MissingExtra, TrainingError
 from apprentice.trainers import keep, replace_file
@@ -24,6 +25,7 @@ except ModuleNotFoundError as error:
 
 type _Rule = Callable[[Any, Any, Any], Table]  # raw confidences, whether they were right, weights
 
+_NO_PROOF: Mapping[str, Json] = MappingProxyType({})
 _ENOUGH = 300  # pairs from which isotonic regression is tried
 _TILT = 0.01  # every table rises by at least this much over its length: no two confidences become one
 _APART = 0.001  # between the raw values of two rows
@@ -31,7 +33,7 @@ _ROWS = 32
 _KNOTS = (0.001, 0.003, 0.01, 0.03, *(step / 16 for step in range(1, 16)), 0.97, 0.99, 0.997, 0.999)  # of a curve
 
 
-def build(encoder: str = "minilm", c: float = 30.0, folds: int = 5, fields: list[str] | None = None) -> Trainer:
+def build(encoder: str = "minilm", c: float = 20.0, folds: int = 5, fields: list[str] | None = None) -> Trainer:
     """A trainer for outputs made of categories, numbers and lists of categories.
 
     `encoder`: an encoder plugin. `c`: inverse strength of the regularisation (on banking77 10 to 100 differ by less
@@ -56,19 +58,21 @@ class _Embedded:
         self._counted = counted
 
     def check(self, task: Task) -> None:
-        heads.fields(task, self._counted)
+        fields.of(task, self._counted)
 
-    def train(self, task: Task, examples: Sequence[Example], *, into: Path, seed: int) -> Checkpoint:
+    def train(
+        self, task: Task, examples: Sequence[Example], *, into: Path, seed: int, licence: Mapping[str, Json] = _NO_PROOF
+    ) -> Checkpoint:
         """A checkpoint under `into`, named by its content; `manifest["out_of_fold"]`: confidences by request id, as a
         student that had not learned from the request would say them; `manifest["calibration"]`: the table behind them.
 
         An example whose target does not fit the task's output schema is left out and counted in the manifest.
         Raises CannotLearn for a task or a field by design, TrainingError when no example fits.
         """
-        fields = heads.fields(task, self._counted)
+        wanted = fields.of(task, self._counted)
         rows = []
         for example in sorted(examples, key=_content):
-            symbols = [field.symbol(example.target) for field in fields]
+            symbols = [field.symbol(example.target) for field in wanted]
             if None not in symbols:
                 rows.append((example, [symbol for symbol in symbols if symbol is not None]))
         if not rows:
@@ -78,12 +82,12 @@ class _Embedded:
             )
         used = [example for example, _ in rows]
         encoder: Encoder = plugins.build("encoders", self._encoder)
-        texts = [heads.render(task.input_schema, example.input) for example in used]
+        texts = [fields.render(task.input_schema, example.input) for example in used]
         vectors = _vectors(texts, encoder, into / f".vectors-{encoder.name}.npy")
         weights, folds = [example.weight for example in used], _folds(texts, self._folds, seed)
         with threadpool_limits(1):  # sums in another order would give another id
             student, found = heads.learn(
-                fields,
+                wanted,
                 vectors,
                 [symbols for _, symbols in rows],
                 weights,
@@ -99,13 +103,14 @@ class _Embedded:
         about = {
             "task": task.name,
             "input_fields": list(task.input_schema.get("properties") or {}),
-            "output_schema": heads.plain(task.output_schema),
+            "output_schema": fields.plain(task.output_schema),
             "encoder": {"plugin": self._encoder, "name": encoder.name, "dimension": encoder.dimension},
             "trainer": {"c": self._c, "folds": self._folds, "seed": seed},
             "examples": len(used),
             "left_out": len(examples) - len(used),
             "data": sha256("\n".join(map(_content, used)).encode()).hexdigest(),
             "calibration": [list(row) for row in table],
+            "licence": dict(licence),
             "metrics": _metrics(found) | quality,
         }
         held_out = _by_request(used, found)
@@ -187,7 +192,7 @@ def calibration(found: heads.OutOfFold | None, weights: Any, folds: Any) -> tupl
 
 
 def _platt(raw: Any, right: Any, weights: Any) -> Table:
-    slope, offset = heads.platt(_log_odds(raw), right, weights)
+    slope, offset = heads.weigh(_log_odds(raw), right, weights)
     knots = np.array([0.0, *_KNOTS, 1.0])
     return _rising(knots, 1 / (1 + np.exp(-slope * _log_odds(knots) - offset)))
 

@@ -45,7 +45,7 @@ class Items(NamedTuple):
     """A list in the metadata: the type of its items, and how many; they themselves are passed over."""
 
     type: int
-    count: int
+    length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,12 +157,12 @@ def _keys(cursor: _Cursor, count: int, source: Source) -> dict[str, str | int | 
         elif kind == _LIST:
             found = Items(cursor.number("I"), cursor.number("Q"))
             if found.type == _TEXT:
-                items -= found.count
+                items -= found.length
                 if items < 0:
                     raise source.refused(f"its lists have more than {_MOST_ITEMS:,} texts")
-                cursor.skip_texts(found.count)
+                cursor.skip_texts(found.length)
             elif found.type in _NUMBERS:
-                cursor.skip(found.count * struct.calcsize(_NUMBERS[found.type]))
+                cursor.skip(found.length * struct.calcsize(_NUMBERS[found.type]))
             else:
                 raise source.refused(f"{key!r} is a list of the type {found.type}")
             keys[key] = found
@@ -170,6 +170,8 @@ def _keys(cursor: _Cursor, count: int, source: Source) -> dict[str, str | int | 
             (number,) = struct.unpack(f"<{_NUMBERS[kind]}", cursor.bytes(struct.calcsize(_NUMBERS[kind])))
             if kind == _BOOL and number > 1:
                 raise source.refused(f"{key!r} is neither true nor false")
+            if not math.isfinite(number):
+                raise source.refused(f"{key!r} is no number")
             keys[key] = bool(number) if kind == _BOOL else number
         else:
             raise source.refused(f"{key!r} has the unknown type {kind}")
@@ -184,7 +186,7 @@ def _check_tokenizer(keys: dict[str, str | int | float | bool | Items], source: 
     for name, types in (("scores", {6}), ("token_type", {4, 5})):
         table = keys.get(f"tokenizer.ggml.{name}")
         if table is not None and not (
-            isinstance(table, Items) and table.count == tokens.count and table.type in types
+            isinstance(table, Items) and table.length == tokens.length and table.type in types
         ):
             raise source.refused(f"tokenizer.ggml.{name} does not fit the tokens")
     merges = keys.get("tokenizer.ggml.merges")
@@ -194,7 +196,7 @@ def _check_tokenizer(keys: dict[str, str | int | float | bool | Items], source: 
         if not (key.startswith("tokenizer.ggml.") and key.endswith("_token_id")):
             continue
         none = value in (0xFFFF_FFFF, -1)  # how writers say that there is no such token
-        if type(value) is not int or not (none or 0 <= value < tokens.count):
+        if type(value) is not int or not (none or 0 <= value < tokens.length):
             raise source.refused(f"{key} is no token")
 
 
@@ -217,14 +219,14 @@ def _tensor(cursor: _Cursor, source: Source) -> Tensor:
 
 def _placed(tensors: list[Tensor], header: int, alignment: int, source: Source) -> list[Tensor]:
     """The tensors with their places in the file, in the order of their bytes."""
-    base = math.ceil(header / alignment) * alignment
+    base = -(-header // alignment) * alignment
     placed = [tensor._replace(start=base + tensor.start) for tensor in sorted(tensors, key=lambda tensor: tensor.start)]
     at = end = base
     for tensor in placed:
         if tensor.start != at:
             raise source.refused(f"{tensor.name!r} overlaps another tensor, leaves a gap or is not aligned")
         end = at + tensor.size
-        at = math.ceil(end / alignment) * alignment
+        at = -(-end // alignment) * alignment
     if not end <= source.size <= at:
         raise source.refused(f"its tensors end at byte {end:,}, the file at {source.size:,}")
     return placed

@@ -7,12 +7,12 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, NoReturn
 
-from apprentice.errors import ConfigError
+from apprentice.errors import UnsafeFile
 from apprentice.types import Json
 
 _FEW_FILES = 1_000
@@ -20,12 +20,13 @@ _DEEP = 24  # objects and lists within each other; an index or a configuration h
 _NODES = 400_000  # values in one JSON document
 _JSON_BYTES = 4 * 2**20
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\Z)', re.DOTALL)  # an open string runs to the end: linear, always
-_NAME = re.compile(r"[A-Za-z0-9_.+][A-Za-z0-9 _.+=@,()-]{0,199}")
+_NAME = re.compile(r"[A-Za-z0-9_.+][A-Za-z0-9 _.+=@,()-]*")
+_LONGEST_NAME = 200
 
 
-def refused(what: object, why: str) -> ConfigError:
+def refused(what: object, why: str) -> UnsafeFile:
     """The error for a file that must not be handed to any library."""
-    return ConfigError(f"{what} is refused: {why}", hint="use a file from a source that you trust, and whole")
+    return UnsafeFile(f"{what} is refused: {why}")
 
 
 class Source:
@@ -46,7 +47,7 @@ class Source:
             raise self.refused("it is cut short, or changes while it is read")
         return found
 
-    def refused(self, why: str) -> ConfigError:
+    def refused(self, why: str) -> UnsafeFile:
         return refused(self.name, why)
 
 
@@ -66,7 +67,7 @@ def opened(path: Path, *, follow: bool = False) -> Iterator[Source]:
         descriptor = os.open(path, flags | (0 if follow else getattr(os, "O_NOFOLLOW", 0)))
     except OSError as error:
         raise refused(path, error.strerror or str(error)) from error
-    with open(descriptor, "rb", buffering=0) as file:
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise refused(path, "it is no regular file")
@@ -94,19 +95,21 @@ def entries(folder: Path) -> list[Entry]:
                 found.append(Entry(item.name, Path(item.path), about.st_size))
     except OSError as error:
         raise refused(folder, error.strerror or str(error)) from error
-    check_names(folder, (entry.name for entry in found))
+    seen: dict[str, str] = {}
+    for entry in found:
+        check_name(folder, entry.name, seen)
     return sorted(found)
 
 
-def check_names(where: object, names: Iterable[str]) -> None:
-    """Refuse names that are not plain, or that mean the same file where upper and lower case are one."""
-    seen: dict[str, str] = {}
-    for name in names:
-        if not all(_NAME.fullmatch(part) and part.strip(". ") for part in name.split("/")):
-            raise refused(where, f"{name[:200]!r} is no plain name")
-        other = seen.setdefault(name.casefold(), name)
-        if other is not name:
-            raise refused(where, f"{name!r} is there twice" if other == name else f"{name!r} and {other!r} are twins")
+def check_name(where: object, name: str, seen: dict[str, str]) -> None:
+    """Refuse a name that is not plain, or that means a file in `seen` where upper and lower case are one."""
+    parts = name.split("/")
+    if len(name) > _LONGEST_NAME or not all(_NAME.fullmatch(part) and part.strip(". ") for part in parts):
+        raise refused(where, f"{name[:_LONGEST_NAME]!r} is no plain name")
+    other = seen.get(name.casefold())
+    if other is not None:
+        raise refused(where, f"{name!r} is there twice" if other == name else f"{name!r} and {other!r} are twins")
+    seen[name.casefold()] = name
 
 
 def read_json(source: Source, *, most: int = _JSON_BYTES) -> Json:

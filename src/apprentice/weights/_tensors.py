@@ -73,7 +73,9 @@ def read_safetensors(source: Source) -> list[Tensor]:
     end = 8 + length
     for tensor in tensors:
         if tensor.start != end:
-            raise source.refused(f"{tensor.name!r} {'overlaps' if tensor.start < end else 'leaves a gap to'} another tensor")
+            raise source.refused(
+                f"{tensor.name!r} {'overlaps' if tensor.start < end else 'leaves a gap to'} another tensor"
+            )
         end += tensor.size
     if end != source.size:
         raise source.refused(f"its tensors end at byte {end:,}, the file at {source.size:,}")
