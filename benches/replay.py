@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from apprentice import confidence, decide, demo, learn, plugins, promotion
 from apprentice.config import Config, TaskConfig
 from apprentice.demo import Row
-from apprentice.types import Answer, Decision, Encoder, Evidence, ManyModel, Record
+from apprentice.types import Answer, Correction, Decision, Encoder, Evidence, ManyModel, Record
 from benches import Figure, Options, at_least, at_most, run, shown
 from benches.controller import Naive, Product, Rule
 
@@ -92,6 +92,10 @@ class Student:
         )  # fmt: skip
         self.records.append((number, record))
 
+    def gold(self, now: int) -> list[tuple[Record, Correction]]:
+        """What people have said by request `now`: nothing, in these recordings."""
+        return []
+
     def due(self) -> bool:
         batch, first = self.config.local.fine_tune_batch_size, self.task.confidence_thresholds.phase1_to_phase2
         new = len(self.records) - self.tried_at
@@ -100,7 +104,8 @@ class Student:
     def teach(self, now: int) -> list[float] | None:
         """One cycle; the new version's confidences on recent requests, or None when it was not promoted."""
         self.tried_at = len(self.records)
-        selection, _ = learn.lawful(self.config, self.task, learn.select(self.records), datetime.now(UTC).date())
+        chosen = learn.select(self.records, self.gold(now), self.config.local.gold_weight)
+        selection, _ = learn.lawful(self.config, self.task, chosen, datetime.now(UTC).date())
         checkpoint = asyncio.run(learn.train(self.config, self.task, selection, self.seed, time.time))
         model: ManyModel = plugins.build("models", self.config.local.backend, checkpoint=str(checkpoint.path))
         answers = model.answer_many(self.task.task, self.inputs)
@@ -201,9 +206,17 @@ class Run:
         return np.asarray((sums[size:] - sums[:-size]) / size, dtype=np.float64)
 
 
-def play(name: str, rows: Sequence[Row], rule: Rule, config: Config, seed: int, budget: int | None = None) -> Run:
+def play(
+    name: str,
+    rows: Sequence[Row],
+    rule: Rule,
+    config: Config,
+    seed: int,
+    budget: int | None = None,
+    student: Student | None = None,
+) -> Run:
     """Every request in order. With a `budget`, a last version is taught when it is spent."""
-    student, coins, out = Student(rows, config, seed), Random(seed), Run(name)
+    student, coins, out = student or Student(rows, config, seed), Random(seed), Run(name)
     for number, row in enumerate(rows):
         has_local = student.versions > 0
         said, sure = (student.said[number], student.sure[number]) if has_local else ("", 0.0)

@@ -563,6 +563,8 @@ class _Past:
 
 def _follows(record: Record, said: Confidence) -> bool:
     made = record.decision
+    if made.reason == "batch":
+        return True  # nobody decided: a file said so
     again = decide.decide(
         said,
         has_local=record.version is not None,
