@@ -533,8 +533,7 @@ async def learning(config: Config, share: float = 1.0, *, cold: bool = False, **
         await app.confidence("sort")
         live = app._tasks["sort"]
         if not cold:
-            await app._store.add_version(a_version(id="v1"))
-            live.shelf.serving = Loaded(a_version(id="v1"), Knowing())
+            live.shelf.serving = Loaded(a_version(id="v0"), Knowing())  # another than is watched: nothing is certified
             confidence.start_version(live.state, live.settings, "v1", [])
         yield app
 

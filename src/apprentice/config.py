@@ -37,7 +37,7 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 from apprentice import plugins, reading, schemas
 from apprentice.errors import CannotLearn, ConfigError, InvalidAnswer, InvalidInput, MissingExtra, UnknownTask
 from apprentice.schemas import Check, Place, Problem, did_you_mean, with_hint
-from apprentice.types import Json, Permission, Task
+from apprentice.types import Gate, Json, Permission, Task
 
 _USUAL_MODELS = {"openai": "gpt-4o", "anthropic": "claude-sonnet-4-5-20250929"}
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -308,6 +308,11 @@ _EVALUATOR = WithJsonSchema(
 _EXACT = ("exact_match", "structured_match", "custom")
 
 
+def _gate(text: str) -> str:
+    Gate.parse(text)
+    return text
+
+
 class TaskConfig(_Section):
     """What is asked, and how good an answer must be."""
 
@@ -323,6 +328,10 @@ class TaskConfig(_Section):
     """How a local answer is compared with a remote one: a name, or {name: …} with its settings."""
     match_fields: tuple[str, ...] | None = None
     """For structured_match: the fields that are compared; all when left out. `a.b` is b within a."""
+    gates: tuple[Annotated[str, AfterValidator(_gate)], ...] = ()
+    """What every version must measure to be promoted, such as "agreement >= 0.88" or "p95_latency_ms <= 50"."""
+    slices: tuple[str, ...] = ()
+    """Fields of the input: no version is promoted that is worse for one of their values. `a.b` is b within a."""
     confidence_thresholds: Thresholds = Thresholds()
     budget: Budget | None = None
     """Caps for this task alone, next to the overall ones."""
@@ -336,6 +345,9 @@ class TaskConfig(_Section):
     @model_validator(mode="after")
     def _is_consistent(self) -> TaskConfig:
         problems = [*self._evaluator_problems(), *self._example_problems()]
+        for index, field in enumerate(self.slices):
+            if wrong := schemas.no_such_field(self._input_schema, field):
+                problems.append((("slices", index), wrong))
         if problems:
             _refuse(problems)
         return self
@@ -711,6 +723,8 @@ remote:
   provider: {_quoted(provider)}
   model: {_quoted(model)}
   api_key_env: {re.sub("[^A-Z0-9]", "_", provider.upper())}_API_KEY  # the NAME of the variable, never the key
+  # Where its terms do not let answers teach (`apprentice licence` says), state your right:
+  # permission: {{basis: "…", by: "…", date: "2026-11-21", scope: "*"}}
 
 local:
   backend: embedded  # learns on the CPU, in this process's own background worker

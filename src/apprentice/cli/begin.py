@@ -68,15 +68,30 @@ def _check(parsed: argparse.Namespace) -> int:
     config = configuration.load(parsed.config)
     configuration.check_learnable(config)
     missing = configuration.missing(config)
+    today = datetime.now(UTC).date()
+    asked = licence.explain(
+        [teacher for _, teacher in teachers(config)], [task.name for task in config.tasks], today=today
+    )
+    mute = [f"{line.teacher.model} does not teach {', '.join(line.refused)}" for line in asked if line.refused]
     promises = {task.name: promise(config, task.name) for task in config.tasks}
     if parsed.json:
-        print_json({"file": str(parsed.config), "tasks": list(promises), "missing": missing, "promises": promises})
+        print_json(
+            {
+                "file": str(parsed.config),
+                "tasks": list(promises),
+                "missing": missing,
+                "promises": promises,
+                "licence": mute,
+            }
+        )
         return 0
     print(f"{parsed.config}: good, {len(config.tasks)} task{'s' if len(config.tasks) != 1 else ''}")
     for name, promised in promises.items():
         print(f"  {name}: {promised}")
     for warning in missing:
         print(f"  missing: {warning}", file=sys.stderr)
+    for warning in mute:
+        print(f"  licence: {warning} (`apprentice licence` explains)", file=sys.stderr)
     return 0
 
 

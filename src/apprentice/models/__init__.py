@@ -210,7 +210,6 @@ class Hosted:
         self,
         endpoint: Endpoint,
         dialect: Dialect,
-        batches: Batches,
         *,
         model: str,
         max_tokens: int,
@@ -218,11 +217,9 @@ class Hosted:
     ) -> None:
         """`added`: the most tokens that the provider puts before a request of its own accord, and bills."""
         self.model = model
-        self.batch_limits = batches.limits
         self.max_tokens = max_tokens
         self._endpoint = endpoint
         self._dialect = dialect
-        self._batches = batches
         self._added = added
         self._ready_at: Seconds = 0.0
 
@@ -246,37 +243,8 @@ class Hosted:
             self._ready_at = ended + pause
         return self._understood(task, outcome, ended - started)
 
-    async def submit(self, task: Task, name: str, inputs: Mapping[str, Json]) -> str:
-        """The provider's id of a new batch that answers these inputs, each under its key."""
-        # A batch has its answers written into a file: there is nothing to be streamed.
-        requests = {key: _unstreamed(self._dialect.body(task, input)) for key, input in inputs.items()}
-        return await self._batches.submit(self._endpoint.call, name, requests)
-
-    async def find(self, sought: Sought) -> list[str]:
-        """The batches that may be the one whose creation had a lost answer: none, it, or several."""
-        return await self._batches.find(self._endpoint.call, sought)
-
-    async def ended(self, batch: str) -> bool:
-        """Whether the results of a batch can be read."""
-        return await self._batches.ended(self._endpoint.call, batch)
-
-    async def results(self, task: Task, batch: str, ids: Sequence[str]) -> dict[str, Answer | ModelError]:
-        """For each of these ids the Answer, or what `answer` would have raised."""
-        results = await self._batches.results(self._endpoint.call, batch, ids)
-        return {key: self._result(task, results.listed.get(key, results.unlisted)) for key in ids}
-
-    async def cancel(self, batch: str) -> None:
-        """Ask the provider to end a batch early."""
-        await self._batches.cancel(self._endpoint.call, batch)
-
     async def close(self) -> None:
         await self._endpoint.close()
-
-    def _result(self, task: Task, outcome: wire.Outcome) -> Answer | ModelError:
-        try:
-            return self._understood(task, outcome, 0.0)
-        except ModelError as error:
-            return error
 
     def _request(self, task: Task, input: Json) -> bytes:
         return as_json(self._dialect.body(task, input)).encode()
@@ -338,6 +306,53 @@ def result(status: int, body: Json) -> wire.Outcome:
 def unanswered(problem: str) -> wire.Outcome:
     """What became of a request in a batch that the provider did not answer, and does not charge."""
     return wire.Outcome("rejected", problem=problem)
+
+
+class Batched(Hosted):
+    """A hosted model that also takes batches."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        dialect: Dialect,
+        batches: Batches,
+        *,
+        model: str,
+        max_tokens: int,
+        added: int = 0,
+    ) -> None:
+        super().__init__(endpoint, dialect, model=model, max_tokens=max_tokens, added=added)
+        self.batch_limits = batches.limits
+        self._batches = batches
+
+    async def submit(self, task: Task, name: str, inputs: Mapping[str, Json]) -> str:
+        """The provider's id of a new batch that answers these inputs, each under its key."""
+        # A batch has its answers written into a file: there is nothing to be streamed.
+        requests = {key: _unstreamed(self._dialect.body(task, input)) for key, input in inputs.items()}
+        return await self._batches.submit(self._endpoint.call, name, requests)
+
+    async def find(self, sought: Sought) -> list[str]:
+        """The batches that may be the one whose creation had a lost answer: none, it, or several."""
+        return await self._batches.find(self._endpoint.call, sought)
+
+    async def ended(self, batch: str) -> bool:
+        """Whether the results of a batch can be read."""
+        return await self._batches.ended(self._endpoint.call, batch)
+
+    async def results(self, task: Task, batch: str, ids: Sequence[str]) -> dict[str, Answer | ModelError]:
+        """For each of these ids the Answer, or what `answer` would have raised."""
+        results = await self._batches.results(self._endpoint.call, batch, ids)
+        return {key: self._result(task, results.listed.get(key, results.unlisted)) for key in ids}
+
+    async def cancel(self, batch: str) -> None:
+        """Ask the provider to end a batch early."""
+        await self._batches.cancel(self._endpoint.call, batch)
+
+    def _result(self, task: Task, outcome: wire.Outcome) -> Answer | ModelError:
+        try:
+            return self._understood(task, outcome, 0.0)
+        except ModelError as error:
+            return error
 
 
 class Turn(NamedTuple):

@@ -13,9 +13,9 @@ from urllib.parse import quote
 from apprentice import wire
 from apprentice.errors import InvalidInput
 from apprentice.models import (
+    Batched,
     Call,
     Endpoint,
-    Hosted,
     Limits,
     Reading,
     Results,
@@ -53,7 +53,7 @@ def build(
     stream: bool = False,
     client: wire.Client | None = None,
     allow_internal: bool = False,
-) -> Hosted:
+) -> Batched:
     """A model behind Anthropic's messages.
 
     `timeout`: seconds for the whole call. `temperature: null` sends none. `stream: true` has the answer sent piece by
@@ -76,7 +76,7 @@ def build(
         settings["temperature"] = temperature
     if stream:
         settings["stream"] = True
-    return Hosted(endpoint, _Messages(settings), _Batches(), model=model, max_tokens=max_tokens, added=_TOOL_PROMPT)
+    return Batched(endpoint, _Messages(settings), _Batches(), model=model, max_tokens=max_tokens, added=_TOOL_PROMPT)
 
 
 class _Messages:

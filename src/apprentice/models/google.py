@@ -11,9 +11,9 @@ from urllib.parse import quote
 
 from apprentice import wire
 from apprentice.models import (
+    Batched,
     Call,
     Endpoint,
-    Hosted,
     Limits,
     Reading,
     Results,
@@ -51,7 +51,7 @@ def build(
     stream: bool = False,
     client: wire.Client | None = None,
     allow_internal: bool = False,
-) -> Hosted:
+) -> Batched:
     """A model behind Google's generateContent.
 
     `max_tokens` bounds thoughts and answer together. `timeout`: seconds for the whole call. `temperature: null` sends
@@ -74,7 +74,7 @@ def build(
     if temperature is not None:
         settings["temperature"] = temperature
     batches = _Batches(f"/v1beta/models/{name}:batchGenerateContent")
-    return Hosted(endpoint, _GenerateContent(settings), batches, model=model, max_tokens=max_tokens)
+    return Batched(endpoint, _GenerateContent(settings), batches, model=model, max_tokens=max_tokens)
 
 
 class _GenerateContent:

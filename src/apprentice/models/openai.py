@@ -12,9 +12,9 @@ from urllib.parse import quote, urlsplit
 
 from apprentice import wire
 from apprentice.models import (
+    Batched,
     Call,
     Endpoint,
-    Hosted,
     Limits,
     Reading,
     Results,
@@ -55,7 +55,7 @@ def build(
     api: Literal["chat", "responses"] = "chat",
     client: wire.Client | None = None,
     allow_internal: bool = False,
-) -> Hosted:
+) -> Batched:
     """A model behind one of OpenAI's wire formats.
 
     `timeout`: seconds for the whole call. `temperature: null` sends none, which reasoning models require. `stream: true`
@@ -87,7 +87,7 @@ def build(
         host = urlsplit(base_url or _OWN).hostname or ""
         own = any(host == name or host.endswith(f".{name}") for name in _NEW_NAMES)
         dialect = _Chat(settings | {"max_completion_tokens" if own else "max_tokens": max_tokens})
-    return Hosted(endpoint, dialect, _Batches(f"/v1{path}"), model=model, max_tokens=max_tokens)
+    return Batched(endpoint, dialect, _Batches(f"/v1{path}"), model=model, max_tokens=max_tokens)
 
 
 def _form(task: Task) -> dict[str, Json]:
