@@ -15,6 +15,7 @@ from apprentice.types import Json, Task
 
 ABSENT = ""  # symbol of a field that an output leaves out; no JSON text is empty
 _MANY = 1_000_000  # items of a list without a limit
+_DEFINITIONS = ("$defs", "definitions")
 _HUGE = 1e15  # a number beyond it is no measurement; float64 no longer tells its neighbours apart
 
 
@@ -80,7 +81,7 @@ def of(task: Task, counted: Sequence[str] | None = None) -> tuple[Field, ...]:
         if counted:
             raise ConfigError(f"task {task.name!r}: fields names {counted[0]!r}, but the output is no object")
         return (_field(task, None, schema, required=True, counts=True),)
-    properties = schema.get("properties") or {}
+    properties = _properties(task)
     for name in counted or ():
         if name not in properties:
             known = ", ".join(properties) or "no fields"
@@ -98,6 +99,85 @@ def of(task: Task, counted: Sequence[str] | None = None) -> tuple[Field, ...]:
     if not any(field.counts for field in found):
         raise _unlearnable(task, "the output", "is an object without stated fields", "state them in output_schema")
     return tuple(found)
+
+
+def _properties(task: Task) -> dict[str, dict[str, Json]]:
+    properties: dict[str, dict[str, Json]] = _resolved(task.output_schema, task.output_schema).get("properties") or {}
+    return properties
+
+
+def names(task: Task) -> list[str]:
+    """Of the output's fields, in the schema's order."""
+    return list(_properties(task))
+
+
+def closed(task: Task) -> tuple[list[str], list[str]]:
+    """The names of the output fields that the embedded student can learn, and of the others; both in the schema's order."""
+    found: tuple[list[str], list[str]] = ([], [])
+    for name, given in _properties(task).items():
+        try:
+            _field(task, name, _resolved(given, task.output_schema), required=True, counts=True)
+            found[0].append(name)
+        except CannotLearn:
+            found[1].append(name)
+    return found
+
+
+def compared(task: Task, names: Sequence[str]) -> list[str]:
+    """Those of the output fields that the evaluator looks at."""
+    properties = _properties(task)
+    return [name for name in names if properties[name].get("x-compared", True)]
+
+
+def only(task: Task, names: Sequence[str]) -> Task:
+    """The same task with these fields of its output alone."""
+    schema = _resolved(task.output_schema, task.output_schema)
+    part = {key: task.output_schema[key] for key in _DEFINITIONS if key in task.output_schema} | {
+        "type": "object",
+        "properties": {name: given for name, given in schema["properties"].items() if name in names},
+        "required": [name for name in schema.get("required", ()) if name in names],
+        "additionalProperties": False,
+    }
+    examples = tuple({**example, "output": chosen(example["output"], names)} for example in task.examples)
+    return task.model_copy(update={"output_schema": part, "examples": examples})
+
+
+def chosen(output: Json, names: Sequence[str]) -> Json:
+    """The output with these fields alone; what is no object stays as it is.
+
+    >>> chosen({"kind": "bill", "reply": "Thank you."}, ["kind"])
+    {'kind': 'bill'}
+    """
+    return {name: output[name] for name in names if name in output} if isinstance(output, dict) else output
+
+
+def following(task: Task, decided: Sequence[str], names: Sequence[str]) -> Task:
+    """The task of writing the fields `names` when the fields `decided` are known; its inputs are made by `told`."""
+    inner = {"input": task.input_schema, "decided": {"type": "object"}}
+    lifted = {key: task.input_schema[key] for key in _DEFINITIONS if key in task.input_schema}
+    examples = tuple(
+        {
+            "input": told(example["input"], chosen(example["output"], decided)),
+            "output": chosen(example["output"], names),
+        }
+        for example in task.examples
+    )
+    note = (
+        'You are given {"input": …, "decided": …}: what was asked, and the fields of the answer that are decided already. '
+        f"Do not repeat those. Answer with what is left ({', '.join(names)}), so that it fits what was decided."
+    )
+    return only(task, names).model_copy(
+        update={
+            "instructions": "\n\n".join(part for part in (task.instructions, note) if part),
+            "input_schema": {"type": "object", "properties": inner, "required": list(inner), **lifted},
+            "examples": examples,
+        }
+    )
+
+
+def told(input: Json, decided: Json) -> Json:
+    """An input of the task that `following` makes."""
+    return {"input": input, "decided": decided}
 
 
 def _field(task: Task, name: str | None, schema: dict[str, Json], *, required: bool, counts: bool) -> Field:

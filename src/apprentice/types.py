@@ -7,6 +7,7 @@ Values are pydantic models that cannot be changed after they are made. Money is 
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -23,12 +24,14 @@ Route = Literal["local", "remote", "both"]
 Purpose = Literal["serve", "shadow", "judge", "label", "train", "repeat", "probe", "batch"]
 FinishState = Literal["complete", "truncated", "refused", "filtered"]
 VersionState = Literal["candidate", "canary", "champion", "retired", "rejected"]
+PromotionState = Literal["champion", "canary", "rejected"]
 Reason = Literal[
     "no_local_model",  # cold start: there is nobody else to ask
     "learning",  # reinforcement: both are asked, the remote is served
     "audit",  # the coin of the sampling law came up: both are asked
     "deferred",  # the local model was not sure enough: the remote is asked as well
     "certified",  # the local answer is served alone
+    "canary",  # the same, by the version that is tried out beside the champion
     "forced",  # an operator asked for the remote
     "local_invalid",  # the local answer did not fit the schema: the remote is asked
     "local_failed",  # the local model did not answer: the remote is asked
@@ -118,6 +121,9 @@ class Confidence(Value):
     certified: bool = False
     verified: bool = True  # False: too few audits of late to say anything
     drift: Literal["none", "suspected", "alarm"] = "none"
+    canary: str | None = None  # the version that is tried out beside `version`
+    canary_share: float = Field(default=0.0, ge=0, le=1)  # of what is served alone, its share
+    canary_threshold: float | None = None  # of its own confidence
     audits: int = 0
     labels: int = 0
     detail: dict[str, float] = {}  # detectors and certificates by name, for display
@@ -160,6 +166,8 @@ class Record(Value):
     served: Source | None = None  # None: nobody answered; `error` says why
     score: Score | None = None
     repeat: Score | None = None  # of a second answer of the remote against its first: how far it agrees with itself
+    rival: Score | None = None  # of the canary's answer, on an audit that both answered; 0 where it had none to serve
+    rival_version: str | None = None
     attempts: tuple[Attempt, ...] = ()
     cost: Micros = 0
     latency: Seconds = 0.0
@@ -183,6 +191,8 @@ class Evidence(NamedTuple):
     served: Source | None
     pair: tuple[float, float] | None = None  # numeric answers (local, remote), where the task has one number to compare
     repeat: float | None = None  # the remote's agreement with itself, where it was asked twice
+    rival: float | None = None  # score of the canary on the same audit, and which version that was
+    rival_version: str | None = None
 
 
 class Correction(Value):
@@ -266,6 +276,40 @@ class Version(Value):
     promoted_at: Seconds | None = None
     certified_at: Seconds | None = None
     metrics: dict[str, Json] = {}  # hold-out results; "confidences": quantiles of the confidence on recent inputs
+
+
+METRICS = (
+    "agreement",  # with the remote, on held-out rows
+    "gold_agreement",  # with people, on held-out rows about which one spoke
+    "json_validity",  # share of answers that fit the output schema
+    "diversity",  # effective number of different answers, divided by that of the expected ones
+    "p50_latency_ms",
+    "p95_latency_ms",
+    "p99_latency_ms",
+    "size_mb",
+)
+
+
+class Gate(NamedTuple):
+    """What a version must measure, whatever the champion does."""
+
+    metric: str
+    at_least: bool
+    bound: float
+
+    @classmethod
+    def parse(cls, text: str) -> Gate:
+        """The gate that is written as "agreement >= 0.88". Raises ValueError that names what is known.
+
+        >>> Gate.parse("p95_latency_ms <= 50")
+        Gate(metric='p95_latency_ms', at_least=False, bound=50.0)
+        """
+        found = re.fullmatch(r"\s*(\w+)\s*(>=|<=)\s*(\d+(?:\.\d+)?)\s*", text, re.ASCII)
+        if found is None:
+            raise ValueError(f"{text!r} is no gate such as 'agreement >= 0.88' or 'p95_latency_ms <= 50'")
+        if found[1] not in METRICS:
+            raise ValueError(f"{found[1]!r} is not measured; known: {', '.join(METRICS)}")
+        return cls(found[1], found[2] == ">=", float(found[3]))
 
 
 class Event(Value):
@@ -414,12 +458,19 @@ class Trainer(Protocol):
 
 
 class Promotion(NamedTuple):
-    """A version became champion after the Record `after`: from the next one on, evidence is about it."""
+    """What became of a version after the Record `after`: as champion, from the next one on evidence is about it.
+
+    As canary it is tried out beside the champion from then on, and as rejected it no longer is.
+    """
 
     number: int  # rises with each promotion
     task: str
     version: str
     after: int
+    state: PromotionState = "champion"
+    at: Seconds = 0.0
+    by: str = ""
+    why: str = ""
 
 
 class Changes(NamedTuple):
@@ -429,6 +480,7 @@ class Changes(NamedTuple):
     promotions: list[Promotion]
     champions: Mapping[str, Version]
     modes: Mapping[str, Mode]  # what was asked for last, also when its time is over
+    canaries: Mapping[str, Version] = {}
 
 
 class Lease(NamedTuple):
@@ -457,7 +509,19 @@ class Store(Protocol):
 
     async def add_version(self, version: Version) -> Version: ...
     async def versions(self, task: str) -> list[Version]: ...
-    async def promote(self, task: str, version: str, at: Seconds, *, lease: Lease | None = None) -> None: ...
+    async def promote(
+        self,
+        task: str,
+        version: str,
+        at: Seconds,
+        *,
+        state: PromotionState = "champion",
+        by: str = "",
+        why: str = "",
+        expects: int | None = None,
+        lease: Lease | None = None,
+    ) -> bool: ...
+    async def promotions(self, task: str) -> list[Promotion]: ...
     async def certify(self, task: str, version: str, at: Seconds) -> None: ...
 
     async def add_correction(self, correction: Correction) -> None: ...

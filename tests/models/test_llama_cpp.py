@@ -18,7 +18,8 @@ import pytest_asyncio
 
 from apprentice import plugins
 from apprentice.errors import ConfigError, ModelError, ModelRejected, ModelUnavailable
-from apprentice.models._local import Local, Token, confidence
+from apprentice.models._confidence import Token, confidence
+from apprentice.models._local import Local
 from apprentice.models.llama_cpp import memory_needed
 from apprentice.testing.local_servers import serve_llama_cpp, write_checkpoint
 from apprentice.testing.models import CHECKS, TASK, Case

@@ -2,30 +2,65 @@
 
 from __future__ import annotations
 
+import contextlib
 import pkgutil
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
 
 import apprentice.trainers
 from apprentice import plugins
-from apprentice.testing.trainers import CHECKS, TASK, Case, Check
-from apprentice.types import Checkpoint, Model
+from apprentice.testing.local_servers import serve_llama_cpp
+from apprentice.testing.trainers import CHECKS, TASK, UPDATE_CHECKS, Case, Check
+from apprentice.trainers import Updater
+from apprentice.types import Checkpoint, Model, Task
 
 NAMES = [module.name for module in pkgutil.iter_modules(apprentice.trainers.__path__) if module.name[0] != "_"]
-FREE_TEXT = {"type": "object", "properties": {"reply": {"type": "string", "x-free-text": True}}, "required": ["reply"]}
+TEXT = {"type": "string", "x-free-text": True}
+REPLY = {"reply": "Here you are."}
 
 
-def embedded(encoder: str) -> Case:
-    def serve(checkpoint: Checkpoint) -> Model:
-        model: Model = plugins.build("models", "embedded", checkpoint=str(checkpoint.path))
-        return model
+def answering(name: str, *, both: bool) -> Task:
+    """A task that has a reply to write, beside what TASK asks or alone."""
+    schema = TASK.output_schema
+    properties = (schema["properties"] if both else {}) | {"reply": TEXT}
+    output = schema | {"properties": properties, "required": list(properties)}
+    return TASK.model_copy(update={"name": name, "output_schema": output})
 
-    unlearnable = TASK.model_copy(update={"name": "write", "output_schema": FREE_TEXT})
-    return Case(plugins.build("trainers", "embedded", encoder=encoder), serve, unlearnable)
+
+def embedded(encoder: str) -> Callable[[], AbstractAsyncContextManager[Case]]:
+    @contextlib.asynccontextmanager
+    async def case() -> AsyncIterator[Case]:
+        def serve(checkpoint: Checkpoint) -> Model:
+            model: Model = plugins.build("models", "embedded", checkpoint=str(checkpoint.path))
+            return model
+
+        trainer = plugins.build("trainers", "embedded", encoder=encoder)
+        yield Case(trainer, serve, answering("write", both=False))
+
+    return case
 
 
-CASES = {"embedded": [lambda: embedded("minilm"), lambda: embedded("tfidf")]}
+@contextlib.asynccontextmanager
+async def mixed() -> AsyncIterator[Case]:
+    async with serve_llama_cpp(lambda _: REPLY) as server:
+
+        def serve(checkpoint: Checkpoint) -> Model:
+            rest = {"backend": "llama_cpp", "base_url": server.url}
+            model: Model = plugins.build("models", "mixed", checkpoint=str(checkpoint.path), rest=rest)
+            return model
+
+        trainer = plugins.build("trainers", "mixed", closed={"encoder": "tfidf"})
+        yield Case(trainer, serve, TASK, answering("answer", both=True), REPLY)
+
+
+CASES: dict[str, list[Callable[[], AbstractAsyncContextManager[Case]]]] = {
+    "embedded": [embedded("minilm"), embedded("tfidf")],
+    "mixed": [mixed],
+}
+PLACES = [(name, number) for name, cases in CASES.items() for number in range(len(cases))]
 
 
 def test_every_trainer_has_a_case() -> None:
@@ -33,6 +68,19 @@ def test_every_trainer_has_a_case() -> None:
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize(("name", "number"), [(name, number) for name in CASES for number in range(len(CASES[name]))])
+@pytest.mark.parametrize(("name", "number"), PLACES)
 async def test_trainer_keeps_the_promise(name: str, number: int, check: Check, tmp_path: Path) -> None:
-    await check(CASES[name][number](), tmp_path)
+    async with CASES[name][number]() as case:
+        await check(case, tmp_path)
+
+
+@pytest.mark.parametrize("check", UPDATE_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize(("name", "number"), PLACES)
+async def test_a_trainer_that_updates_keeps_these_promises_too(
+    name: str, number: int, check: Check, tmp_path: Path
+) -> None:
+    async with CASES[name][number]() as case:
+        if isinstance(case.trainer, Updater):
+            await check(case, tmp_path)
+        else:
+            assert not hasattr(case.trainer, "update"), "a trainer with `update` takes what Updater says"

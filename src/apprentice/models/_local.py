@@ -13,7 +13,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -44,9 +44,9 @@ from apprentice.models import (
     turns,
     usage_of,
 )
+from apprentice.models._confidence import Rule, Token, confidence, tokens_of
 from apprentice.types import Answer, FinishState, Json, Seconds, Task, Usage
 
-type Rule = Literal["logprob", "margin", "samples"]
 type _Misfit = Callable[[Json], str | None]
 type Stage = Literal["idle", "loading", "ready", "failed", "closed"]
 
@@ -124,14 +124,6 @@ def body_of(outcome: wire.Outcome, name: str) -> dict[str, Json]:
 # --- what a plugin says of its server -----------------------------------------------------------------------------------
 
 
-class Token(NamedTuple):
-    """One token of an answer, with the log-probability that the model gave it, and what it might have said instead."""
-
-    text: bytes
-    logprob: float
-    others: tuple[tuple[bytes, float], ...] = ()
-
-
 class Said(NamedTuple):
     """What a server's answer says, in our words. `problem`: why its text is not to be trusted."""
 
@@ -161,12 +153,19 @@ class Speaker(Protocol):
         """How to start it. Raises ConfigError where it cannot be; called for owned servers only, and may block."""
         ...
 
+    def needs(self) -> int | None:
+        """Bytes of memory that a server takes for it, about; None where nobody knows. May block. Raises ConfigError."""
+        ...
+
     async def is_up(self, api: Api) -> bool:
         """Whether it is there and has loaded what it loads at its start."""
         ...
 
-    async def enter(self, api: Api) -> None:
-        """Make it able to answer as our version (load an adapter, say). Raises ModelError or ConfigError."""
+    async def enter(self, api: Api) -> bool:
+        """Make it able to answer as our version (load an adapter, say); whether it was not before.
+
+        Raises ModelError or ConfigError.
+        """
         ...
 
     async def leave(self, api: Api) -> None:
@@ -279,75 +278,6 @@ def file_hash(path: Path) -> str:
     return _hashes[known]
 
 
-# --- raw confidence -----------------------------------------------------------------------------------------------------
-
-
-def tokens_of(found: Json) -> tuple[Token, ...]:
-    """The tokens of a list as OpenAI's chat completions, llama.cpp, vLLM and Ollama write it; none, if one is odd."""
-
-    def one(entry: dict[str, Json]) -> tuple[bytes, float]:
-        raw, logprob = entry.get("bytes"), float(entry["logprob"])
-        return (bytes(raw) if raw is not None else entry["token"].encode("utf-8", "surrogatepass")), min(logprob, 0.0)
-
-    try:
-        return tuple(
-            Token(*one(entry), tuple(one(other) for other in entry.get("top_logprobs") or ())) for entry in found or ()
-        )
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return ()
-
-
-def confidence(tokens: Sequence[Token], text: str, fields: Sequence[str] | None, rule: Rule) -> float | None:
-    """How sure the model was of an answer's fields, in [0, 1]; None where that cannot be told.
-
-    `logprob`: for each field the geometric mean of its tokens' probabilities, which does not punish length; their
-    product over the fields, because all have to be right. `margin`: the smallest difference between the probability of
-    a token and that of the best other one. Tokens outside the fields' values (names, braces, quotes) do not count.
-    """
-    said = b"".join(token.text for token in tokens)
-    spans = _spans(text, fields)
-    if not spans or not said.startswith(text.encode("utf-8", "surrogatepass")):
-        return None
-    result, ends, start = 1.0, [], 0
-    for token in tokens:
-        ends.append((start, start + len(token.text)))
-        start += len(token.text)
-    for first, last in spans:
-        inside = [token for token, (a, b) in zip(tokens, ends, strict=True) if a < last and b > first]
-        if not inside:
-            continue
-        if rule == "margin":
-            result = min(result, *map(_margin, inside))
-        else:
-            result *= math.exp(math.fsum(token.logprob for token in inside) / len(inside))
-    return min(max(result, 0.0), 1.0)
-
-
-def _margin(token: Token) -> float:
-    best = max((logprob for text, logprob in token.others if text != token.text), default=-math.inf)
-    return max(0.0, math.exp(token.logprob) - math.exp(best))
-
-
-def _spans(text: str, fields: Sequence[str] | None) -> list[tuple[int, int]]:
-    """Where the values of an object's fields stand, in bytes, texts without their quotes; empty for what is no object."""
-    decoder, found = json.JSONDecoder(), []
-    blank = " \t\r\n,:"
-    at = text.find("{") + 1
-    try:
-        while at and text[at:].strip(blank + "}"):
-            at += len(text[at:]) - len(text[at:].lstrip(blank))
-            name, at = decoder.raw_decode(text, at)
-            at += len(text[at:]) - len(text[at:].lstrip(blank))
-            begin = at
-            value, at = decoder.raw_decode(text, at)
-            if fields is None or name in fields or name == "value":
-                quote = int(isinstance(value, str) and at - begin > 2)
-                found.append((len(text[: begin + quote].encode()), len(text[: at - quote].encode())))
-    except (ValueError, UnicodeError):
-        return []
-    return found
-
-
 # --- the model ----------------------------------------------------------------------------------------------------------
 
 
@@ -363,6 +293,7 @@ class Settings(NamedTuple):
     port: int = 0  # of an owned server; 0: a free one
     log: Path | None = None  # of an owned server; a file that is deleted in the end, without it
     grace: Seconds = 5.0
+    concurrency: int | None = None  # questions that the server is asked at once; the others wait here for their turn
 
 
 def log_of(name: str, log_dir: str | None, checkpoint: Path | None) -> Path | None:
@@ -396,6 +327,7 @@ class Local:
         self._api = Api(settings.timeout, client, allow_internal=near, api_key=api_key)
         if base_url is not None:
             self._api.url = wire.check_url(base_url, allow_internal=near)
+        self.brought = False  # whether the server did not have it loaded before us
         self._load_student = student
         self._student: Student | None = None
         self._process: process.Process | None = None
@@ -406,6 +338,7 @@ class Local:
         self._changed = asyncio.Event()  # of the state
         self._suspect = asyncio.Event()  # a request failed as if the server were gone
         self._checking = asyncio.Lock()
+        self._turns = asyncio.Semaphore(settings.concurrency) if settings.concurrency else None
         self._life: asyncio.Task[None] | None = None
         self._final = False
         self._checked: tuple[Json, _Misfit] = (None, _anything)  # the schema of the last task, and its check
@@ -439,12 +372,37 @@ class Local:
         except TimeoutError:
             raise self._unavailable() from None
 
-    async def close(self) -> None:
-        """End the server if it is ours; nothing of it is left when this returns."""
+    @property
+    def identity(self) -> dict[str, Json]:
+        """What tells the model that answers from another one of the same name; empty before it was ready."""
+        return dict(self._identity or {})
+
+    @property
+    def probes(self) -> int:
+        """How many recorded answers it has to repeat before it is ready; 0 before it was."""
+        return len(self._student.probes) if self._student is not None else 0
+
+    async def needs(self) -> int | None:
+        """Bytes of memory that it takes, about; None where nobody knows. Raises ConfigError for unusable files."""
+        self._student = self._student or await asyncio.to_thread(self._load_student)
+        return await asyncio.to_thread(self._speaker.needs)
+
+    async def unload(self) -> None:
+        """Have a server of somebody else's forget what it loaded for us. Raises ModelError, ConfigError."""
+        self._student = self._student or await asyncio.to_thread(self._load_student)
+        if not await self._speaker.is_up(self._api):
+            raise ModelUnavailable(f"{self._speaker.name}: nothing answers at {self._api.url}", outcome="not_sent")
+        await self._speaker.leave(self._api)
+
+    async def close(self, *, leave: bool = True) -> None:
+        """End the server if it is ours; nothing of it is left when this returns.
+
+        A server of somebody else's forgets what it loaded for us, unless `leave` is False.
+        """
         if self._life is not None:
             self._life.cancel()
             await asyncio.gather(self._life, return_exceptions=True)
-        if self._attached and self._identity is not None and not self._final:
+        if leave and self._attached and self._identity is not None and not self._final:
             with contextlib.suppress(ModelError):  # a server that is gone has nothing loaded
                 await self._speaker.leave(self._api)
         self._become("closed", final=True)
@@ -490,7 +448,7 @@ class Local:
                 raise ModelUnavailable(f"{self._speaker.name}: nothing answers at {self._api.url}", outcome="not_sent")
         else:
             await self._launch()
-        await self._speaker.enter(self._api)
+        self.brought = await self._speaker.enter(self._api) or self.brought
         await self._identify()
         await self._examine()
         self._suspect.clear()
@@ -648,7 +606,8 @@ class Local:
             raise self._unavailable()
 
     async def _said(self, path: str, body: Json) -> Said:
-        outcome = await self._api.post(path, body)
+        async with self._turn():
+            outcome = await self._api.post(path, body)
         if outcome.kind == "answered" and outcome.body is not None:
             said = self._speaker.read(outcome.body)
             problem = self._speaker.unread(body, said)
@@ -663,6 +622,25 @@ class Local:
             raise error
         body_of(outcome, self._speaker.name)
         raise AssertionError("a failure has no body")
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """A place among those who may ask at once. Raises ModelUnavailable where none comes within `timeout`."""
+        if self._turns is None:
+            yield
+            return
+        try:
+            async with asyncio.timeout(self._settings.timeout):
+                await self._turns.acquire()
+        except TimeoutError:
+            why = f"{self._speaker.name}: {self._settings.concurrency} questions at once kept it busy"
+            raise ModelUnavailable(f"{why} for {self._settings.timeout:g} s", outcome="not_sent") from None
+        try:
+            if self._state.stage in ("failed", "closed"):  # meanwhile
+                raise self._unavailable()
+            yield
+        finally:
+            self._turns.release()
 
     def _doubt(self) -> None:
         """Ask nothing more of the server until it has been looked at."""

@@ -19,13 +19,13 @@ from typing import BinaryIO, NamedTuple
 from apprentice import process, wire
 from apprentice.errors import ConfigError, MissingExtra, ModelError, ModelRejected
 from apprentice.models import mapping, name_of, shape
+from apprentice.models._confidence import Rule, tokens_of
 from apprentice.models._local import (
     ALTERNATIVES,
     CONTINUED,
     Api,
     Command,
     Local,
-    Rule,
     Said,
     Settings,
     Student,
@@ -35,7 +35,6 @@ from apprentice.models._local import (
     log_of,
     messages,
     read_chat,
-    tokens_of,
 )
 from apprentice.types import Json, Task
 
@@ -51,6 +50,7 @@ def build(
     threads: int | None = None,
     context: int = 2048,
     parallel: int = 2,
+    concurrency: int | None = None,
     flags: list[str] | None = None,
     max_tokens: int = 512,
     confidence: Rule = "margin",
@@ -68,10 +68,10 @@ def build(
     `checkpoint`: a folder with an adapter or a whole model; without one, `model` is asked as it is. `model`: a GGUF
     file, for an adapter its base. `base_url`: a server that runs anyway (with that model and adapter) instead of one of
     ours. `binary`: a llama-server; without it the one on the PATH, else the package xllamacpp. `context`: tokens of one
-    prompt and its answer; `parallel`: how many are answered at once. `threads`: all cores without it. `flags`: more
-    arguments for a llama-server. `confidence`: by the distance to the next best token (margin), by the tokens'
-    log-probabilities, or by how many of `samples` further answers agree; over the output `fields` that the evaluator
-    compares.
+    prompt and its answer; `parallel`: how many are answered at once. `concurrency`: how many questions the server is sent
+    at once, `parallel` without it; the others wait here. `threads`: all cores without it. `flags`: more arguments for a
+    llama-server. `confidence`: by the distance to the next best token (margin), by the tokens' log-probabilities, or by
+    how many of `samples` further answers agree; over the output `fields` that the evaluator compares.
     `recheck`: seconds after which a server of somebody else's is identified again. Raises ConfigError, and
     MissingExtra where there is no server to start.
     """
@@ -79,15 +79,18 @@ def build(
         if checkpoint is None and model is None:
             raise ConfigError("model 'llama_cpp' needs `model`, `checkpoint` or `base_url`", hint="model: base.gguf")
         binary = _server(binary, flags)
-    if context < 1 or parallel < 1 or max_tokens < 1:
-        raise ConfigError("model 'llama_cpp': context, parallel and max_tokens should be at least 1")
+    concurrency = parallel if concurrency is None else concurrency
+    if min(context, parallel, concurrency, max_tokens) < 1:
+        raise ConfigError("model 'llama_cpp': context, parallel, concurrency and max_tokens should be at least 1")
     folder = None if checkpoint is None else Path(checkpoint)
     shown = folder.name.removeprefix("sha256-")[:12] if folder is not None else Path(model or base_url or "").stem
     name = f"llama_cpp:{shown}"
     launch = _Launch(binary, threads or os.cpu_count() or 1, context, parallel, tuple(flags or ()))
     speaker = _LlamaCpp(name, None if model is None else Path(model), launch, max_tokens)
     log = log_of(name, log_dir, folder)
-    settings = Settings(fields, confidence, samples, timeout, start_timeout, recheck, port, log)
+    settings = Settings(
+        fields, confidence, samples, timeout, start_timeout, recheck, port, log, concurrency=concurrency
+    )
     return Local(
         speaker,
         settings,
@@ -128,11 +131,17 @@ class _LlamaCpp:
                 check_base(student, self._model)
         return student
 
+    def needs(self) -> int | None:
+        if self._model is None or not self._model.exists():  # somebody else's server has it
+            return None
+        adapter = self._adapter.stat().st_size if self._adapter is not None else 0
+        return memory_needed(self._model, self._launch.context, self._launch.parallel) + adapter
+
     def command(self, port: int) -> Command:
         assert self._model is not None
         binary, threads, context, parallel, flags = self._launch
-        needed = memory_needed(self._model, context, parallel) + (self._adapter.stat().st_size if self._adapter else 0)
-        available = process.available_memory()
+        needed, available = memory_needed(self._model, context, parallel), process.available_memory()
+        needed += self._adapter.stat().st_size if self._adapter is not None else 0
         if available is not None and needed > available:
             raise ConfigError(
                 f"{self.name} needs about {needed / 2**30:.1f} GiB of memory, and {available / 2**30:.1f} are free",
@@ -153,8 +162,9 @@ class _LlamaCpp:
     async def is_up(self, api: Api) -> bool:
         return (await api.get("/health")).status == 200
 
-    async def enter(self, api: Api) -> None:
+    async def enter(self, api: Api) -> bool:
         """Nothing: it was started with what it serves."""
+        return False
 
     async def leave(self, api: Api) -> None:
         """Nothing, likewise."""

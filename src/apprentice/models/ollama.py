@@ -14,12 +14,12 @@ from pathlib import Path
 from apprentice import process, wire
 from apprentice.errors import ConfigError, ModelError, ModelUnavailable
 from apprentice.models import mapping, mappings, shape, text_of, usage_of
+from apprentice.models._confidence import Rule, tokens_of
 from apprentice.models._local import (
     ALTERNATIVES,
     Api,
     Command,
     Local,
-    Rule,
     Said,
     Settings,
     Student,
@@ -28,7 +28,6 @@ from apprentice.models._local import (
     load,
     log_of,
     messages,
-    tokens_of,
 )
 from apprentice.types import FinishState, Json, Task
 
@@ -44,6 +43,7 @@ def build(
     port: int = 0,
     context: int = 4096,
     keep_alive: str = "10m",
+    concurrency: int | None = None,
     env: dict[str, str] | None = None,
     max_tokens: int = 512,
     confidence: Rule = "margin",
@@ -61,8 +61,9 @@ def build(
     `model`: its name, for an adapter the name of its base. `checkpoint`: a folder with a GGUF adapter or model, from
     which a model named after its content is made in the server, where there is none yet. `base_url: null` starts
     `binary serve`, with `env` as the only variables besides paths (OLLAMA_MODELS, say). `context`: tokens of one prompt
-    and its answer. `keep_alive`: how long the model stays in memory after an answer. `confidence` needs Ollama 0.12.11
-    unless it is `samples`. The other settings are those of the model `llama_cpp`.
+    and its answer. `keep_alive`: how long the model stays in memory after an answer. `concurrency`: how many questions it
+    is sent at once, all without it; the others wait here. `confidence` needs Ollama 0.12.11 unless it is `samples`. The
+    other settings are those of the model `llama_cpp`.
     Raises ConfigError for settings that do not fit together.
     """
     folder = None if checkpoint is None else Path(checkpoint)
@@ -74,7 +75,9 @@ def build(
     speaker = _Ollama(model, served, max_tokens, context, keep_alive, start_timeout)
     speaker.launch = (binary, process.environment(env or {}))
     log = log_of(speaker.name, log_dir, folder)
-    settings = Settings(fields, confidence, samples, timeout, start_timeout, recheck, port, log)
+    settings = Settings(
+        fields, confidence, samples, timeout, start_timeout, recheck, port, log, concurrency=concurrency
+    )
     return Local(
         speaker,
         settings,
@@ -116,11 +119,17 @@ class _Ollama:
         binary, env = self.launch
         return Command([binary, "serve"], env | {"OLLAMA_HOST": f"127.0.0.1:{port}"})
 
+    def needs(self) -> int | None:
+        """None: the server decides what it keeps in memory."""
+        return None
+
     async def is_up(self, api: Api) -> bool:
         return (await api.get("/api/version")).status == 200
 
-    async def enter(self, api: Api) -> None:
+    async def enter(self, api: Api) -> bool:
         """Make the model where it is missing, and have it loaded. Raises ModelUnavailable that says what to pull."""
+        running = mappings(body_of(await api.get("/api/ps"), self.name).get("models"))
+        before = {text_of(entry.get("model", entry.get("name"))) for entry in running}
         if (await api.post("/api/show", {"model": self._served})).status == 404 and self._student is not None:
             await self._create(api, self._student)
         asked = {"model": self._served, "keep_alive": self._keep_alive, "options": {"num_ctx": self._context}}
@@ -130,6 +139,7 @@ class _Ollama:
         if (error := self.failure(outcome)) is not None:
             raise error
         body_of(outcome, self.name)
+        return not before & {self._served, f"{self._served}:latest"}
 
     async def leave(self, api: Api) -> None:
         """Free its memory; the model stays in Ollama's store."""

@@ -14,13 +14,13 @@ from typing import Literal
 from apprentice import process, wire
 from apprentice.errors import ConfigError, ModelError, ModelRejected, ModelUnavailable
 from apprentice.models import mapping, mappings, name_of, shape, text_of
+from apprentice.models._confidence import Rule
 from apprentice.models._local import (
     ALTERNATIVES,
     CONTINUED,
     Api,
     Command,
     Local,
-    Rule,
     Said,
     Settings,
     Student,
@@ -44,6 +44,7 @@ def build(
     port: int = 0,
     context: int | None = None,
     parallel: int | None = None,
+    concurrency: int | None = None,
     flags: list[str] | None = None,
     env: dict[str, str] | None = None,
     guided: Literal["response_format", "structured_outputs", "guided_json"] = "response_format",
@@ -64,7 +65,8 @@ def build(
     which is loaded into the server and unloaded by `close`; or with a whole model, for a server of ours. `base_url`: a
     server that runs anyway, without `/v1`; without it `binary serve MODEL` is started with `flags`, and with `env` as
     the only variables besides paths. `context`: tokens of one prompt and its answer; `parallel`: how many are answered at
-    once. `guided`: how the schema is asked for: newer servers know the first two, older ones the last.
+    once; `concurrency`: how many questions it is sent at once, `parallel` without it; the others wait here. `guided`: how
+    the schema is asked for: newer servers know the first two, older ones the last.
     The other settings are those of the model `llama_cpp`. Raises ConfigError for settings that do not fit together.
     """
     folder = None if checkpoint is None else Path(checkpoint)
@@ -79,7 +81,9 @@ def build(
     options += ["--max-num-seqs", str(parallel)] if parallel else []
     speaker.launch = (binary, options, process.environment(_INTERNAL | (env or {})))
     log = log_of(speaker.name, log_dir, folder)
-    settings = Settings(fields, confidence, samples, timeout, start_timeout, recheck, port, log, grace=20)
+    settings = Settings(
+        fields, confidence, samples, timeout, start_timeout, recheck, port, log, 20, concurrency or parallel
+    )
     return Local(
         speaker,
         settings,
@@ -121,14 +125,18 @@ class _Vllm:
         argv = [binary, "serve", self._base, "--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
         return Command([*argv, *(["--enable-lora"] if self._adapter is not None else []), *options], env)
 
+    def needs(self) -> int | None:
+        """None: the server decides what it keeps in memory."""
+        return None
+
     async def is_up(self, api: Api) -> bool:
         return (await api.get("/health")).status == 200
 
-    async def enter(self, api: Api) -> None:
+    async def enter(self, api: Api) -> bool:
         """Load the adapter, unless the server has it: its name is the hash of its content."""
         known = [text_of(entry.get("id")) for entry in await self._models(api)]
         if self._served in known:
-            return
+            return False
         if self._adapter is None:
             raise ModelUnavailable(f"{self.name}: the server has no such model; it has {', '.join(known)}"[:400])
         order = {"lora_name": self._served, "lora_path": str(self._adapter)}
@@ -140,6 +148,7 @@ class _Vllm:
             )
         if outcome.status != 200:  # a success is told in a sentence, not in JSON
             body_of(outcome, self.name)
+        return True
 
     async def leave(self, api: Api) -> None:
         if self._adapter is not None:

@@ -173,6 +173,15 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """CREATE TRIGGER batches_final BEFORE UPDATE ON batches WHEN NOT old.open
             BEGIN SELECT RAISE(ABORT, 'a batch that is done does not change'); END""",
     ),
+    (
+        "ALTER TABLE records ADD COLUMN rival REAL",
+        "ALTER TABLE records ADD COLUMN rival_version TEXT",
+        "ALTER TABLE promotions ADD COLUMN state TEXT NOT NULL DEFAULT 'champion'",
+        "ALTER TABLE promotions ADD COLUMN by TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE promotions ADD COLUMN why TEXT NOT NULL DEFAULT ''",
+        "CREATE INDEX promotions_of_task ON promotions (task, number)",
+        "CREATE UNIQUE INDEX versions_canary ON versions (task) WHERE state = 'canary'",
+    ),
 )
 FIXED = (3, 51, 3)  # before it, a WAL database could be corrupted: https://sqlite.org/wal.html#walresetbug
 
@@ -241,12 +250,15 @@ def to_json(value: Any, what: str) -> str:
 
 RECORD_COLUMNS = (
     "request_id, task, at, version, level, p, audit, confidence, score, served, local_number, remote_number, reason, "
-    "cost, has_remote, idempotency_key, body, repeat"
+    "cost, has_remote, idempotency_key, body, repeat, rival, rival_version"
 )
 
 EVIDENCE_COLUMNS = (
-    "seq, task, at, version, level, p, audit, confidence, score, served, local_number, remote_number, repeat"
+    "seq, task, at, version, level, p, audit, confidence, score, served, local_number, remote_number, repeat, "
+    "rival, rival_version"
 )
+
+PROMOTION_COLUMNS = "number, task, version, after, state, at, by, why"
 
 
 def record_row(record: Record) -> tuple[str | int | float | None, ...]:
@@ -272,6 +284,8 @@ def record_row(record: Record) -> tuple[str | int | float | None, ...]:
         None if key is None else to_text(key),
         to_json(record.model_dump(mode="python"), f"record {record.request_id!r}"),
         None if record.repeat is None else record.repeat.value,
+        None if record.rival is None else record.rival.value,
+        None if record.rival_version is None else to_text(record.rival_version),
     )
 
 
@@ -295,16 +309,17 @@ def _only_number(output: Json) -> tuple[str | None, float] | None:
 
 def read_evidence(row: Sequence[Any]) -> Evidence:
     """The Evidence of a row of `EVIDENCE_COLUMNS`."""
-    seq, task, at, version, level, p, audit, confidence, score, served, local, remote, repeat = row
+    seq, task, at, version, level, p, audit, confidence, score, served, local, remote, repeat, rival, of = row
     pair = None if local is None else (local, remote)
     version = None if version is None else from_text(version)
-    return Evidence(seq, from_text(task), at, version, level, p, bool(audit), confidence, score, served, pair, repeat)
+    decided = (seq, from_text(task), at, version, level, p, bool(audit), confidence)
+    return Evidence(*decided, score, served, pair, repeat, rival, None if of is None else from_text(of))
 
 
 def read_promotion(row: Sequence[Any]) -> Promotion:
-    """The Promotion of a row of (number, task, version, after)."""
-    number, task, version, after = row
-    return Promotion(number, from_text(task), from_text(version), after)
+    """The Promotion of a row of `PROMOTION_COLUMNS`."""
+    number, task, version, after, state, at, by, why = row
+    return Promotion(number, from_text(task), from_text(version), after, state, at, from_text(by), from_text(why))
 
 
 def read_record(body: str) -> Record:

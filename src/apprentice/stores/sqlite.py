@@ -35,6 +35,7 @@ from apprentice.stores import (
     EVIDENCE_COLUMNS,
     LARGEST,
     LEDGER_COLUMNS,
+    PROMOTION_COLUMNS,
     VERSION_COLUMNS,
     Amount,
     EndState,
@@ -68,6 +69,8 @@ from apprentice.types import (
     Hold,
     Lease,
     Micros,
+    Promotion,
+    PromotionState,
     Record,
     Seconds,
     Spending,
@@ -192,12 +195,30 @@ class SqliteStore:
         """All of the task, in the order in which they were added."""
         return await self._read(partial(_versions, where="task = ?", values=(to_text(task),)))
 
-    async def promote(self, task: str, version: str, at: Seconds, *, lease: Lease | None = None) -> None:
-        """Make the version the champion and retire the former one, at once. A champion stays as it is.
+    async def promote(
+        self,
+        task: str,
+        version: str,
+        at: Seconds,
+        *,
+        state: PromotionState = "champion",
+        by: str = "",
+        why: str = "",
+        expects: int | None = None,
+        lease: Lease | None = None,
+    ) -> bool:
+        """Make the version the champion and retire the former one, or begin or end ("rejected") trying it out, at once.
 
-        Raises StoreError for an unknown version, and when `lease` is no longer the current one of its name.
+        Any of it ends what was tried out before. False, and nothing changed, if the version is that already, or if
+        `expects` is not the number of the task's last promotion. Raises StoreError for an unknown version, for a
+        canary without a champion beside it, and when `lease` is no longer the current one of its name.
         """
-        await self._writer.submit(partial(_promote, task=task, version=version, at=at, lease=lease))
+        act = partial(_promote, task=task, version=version, at=at, state=state, by=by, why=why)
+        return bool(await self._writer.submit(partial(act, expects=expects, lease=lease)))
+
+    async def promotions(self, task: str) -> list[Promotion]:
+        """Everything that became of the task's versions, in order."""
+        return await self._read(partial(_promotions, where="task = ?", values=(to_text(task),)))
 
     async def certify(self, task: str, version: str, at: Seconds) -> None:
         """Note when the version was certified. Raises StoreError for an unknown version."""
@@ -322,22 +343,46 @@ def _add_version(connection: apsw.Connection, version: Version) -> Version:
     return version
 
 
-def _promote(connection: apsw.Connection, task: str, version: str, at: Seconds, lease: Lease | None) -> None:
+def _promote(
+    connection: apsw.Connection,
+    task: str,
+    version: str,
+    at: Seconds,
+    state: PromotionState,
+    by: str,
+    why: str,
+    expects: int | None,
+    lease: Lease | None,
+) -> bool:
     if lease is not None and not _is_current(connection, lease):
         raise StoreError(
             f"version {version!r} of task {task!r} is not promoted: lease {lease.name!r} (token {lease.token}) is over",
             hint="somebody else does this job now; leave it to them",
         )
     key = (to_text(task), to_text(version))
-    state = fetch(connection, "SELECT state FROM versions WHERE task = ? AND id = ?", key)
-    if not state:
+    states = dict(fetch(connection, "SELECT id, state FROM versions WHERE task = ?", key[:1]))
+    if key[1] not in states:
         raise _no_version(task, version)
-    if state[0][0] == "champion":
-        return
-    fetch(connection, "UPDATE versions SET state = 'retired' WHERE task = ? AND state = 'champion'", key[:1])
-    fetch(connection, "UPDATE versions SET state = 'champion', promoted_at = ? WHERE task = ? AND id = ?", (at, *key))
-    last = "SELECT COALESCE(MAX(seq), 0) FROM records"
-    fetch(connection, f"INSERT INTO promotions (task, version, after, at) VALUES (?, ?, ({last}), ?)", (*key, at))
+    last = fetch(connection, "SELECT MAX(number) FROM promotions WHERE task = ?", key[:1])[0][0]
+    if (expects is not None and expects != last) or states[key[1]] == state:
+        return False
+    if state == "canary" and (states[key[1]] == "champion" or "champion" not in states.values()):
+        raise StoreError(
+            f"version {version!r} of task {task!r} cannot be tried out: it needs a champion beside it",
+            hint="`apprentice promote` makes it champion",
+        )
+    if state == "rejected" and states[key[1]] != "canary":
+        raise StoreError(f"version {version!r} of task {task!r} is not being tried out")
+    move = "UPDATE versions SET state = ? WHERE task = ? AND state = ?"
+    fetch(connection, move, ("rejected", key[0], "canary"))  # of whatever this makes, an earlier canary is no part
+    if state == "champion":
+        fetch(connection, move, ("retired", key[0], "champion"))
+        fetch(connection, "UPDATE versions SET promoted_at = ? WHERE task = ? AND id = ?", (at, *key))
+    fetch(connection, "UPDATE versions SET state = ? WHERE task = ? AND id = ?", (state, *key))
+    after = fetch(connection, "SELECT COALESCE(MAX(seq), 0) FROM records")[0][0]
+    row = (*key, after, state, at, to_text(by), to_text(why))
+    insert(connection, "promotions", PROMOTION_COLUMNS.removeprefix("number, "), [row])
+    return True
 
 
 def _certify(connection: apsw.Connection, task: str, version: str, at: Seconds) -> None:
@@ -387,11 +432,17 @@ def _is_current(connection: apsw.Connection, lease: Lease) -> bool:
 def _changes(connection: apsw.Connection, after: int, since: int) -> Changes:
     sql = f"SELECT {EVIDENCE_COLUMNS} FROM records WHERE seq > ? ORDER BY seq LIMIT ?"
     page = [read_evidence(row) for row in fetch(connection, sql, (after, 16 * PAGE))]
-    sql = "SELECT number, task, version, after FROM promotions WHERE after >= ? ORDER BY number"
-    promotions = [read_promotion(row) for row in fetch(connection, sql, (since,))]
-    champions = {version.task: version for version in _versions(connection, "state = ?", ("champion",))}
+    promotions = _promotions(connection, "after >= ?", (since,))
+    live = _versions(connection, "state IN ('champion', 'canary')", ())
+    champions = {version.task: version for version in live if version.state == "champion"}
+    canaries = {version.task: version for version in live if version.state == "canary"}
     modes = fetch(connection, "SELECT task, mode, until, at FROM modes")
-    return Changes(page, promotions, champions, dict(read_mode(*row) for row in modes))
+    return Changes(page, promotions, champions, dict(read_mode(*row) for row in modes), canaries)
+
+
+def _promotions(connection: apsw.Connection, where: str, values: Row) -> list[Promotion]:
+    sql = f"SELECT {PROMOTION_COLUMNS} FROM promotions WHERE {where} ORDER BY number"
+    return [read_promotion(row) for row in fetch(connection, sql, values)]
 
 
 def _versions(connection: apsw.Connection, where: str, values: Row) -> list[Version]:

@@ -246,7 +246,7 @@ async def an_answer_without_output_is_no_label(build: Build, path: Path) -> None
 
 async def changes_tell_what_happened_since(build: Build, path: Path) -> None:
     async with _open(build, path) as store, _open(build, path) as other:
-        _same(await store.changes(0), ([], [], {}, {}), "an empty store")
+        _same(await store.changes(0), ([], [], {}, {}, {}), "an empty store")
         first = await store.append(a_record("r1"))
         second = await other.append(a_record("r2", task="other", version=None, local=None, score=None, served=None))
         third = await store.append(
@@ -255,13 +255,15 @@ async def changes_tell_what_happened_since(build: Build, path: Path) -> None:
                 local=Answer(output={"n": 1, "s": "x"}),
                 remote=Answer(output={"n": 2.5, "s": "y"}),
                 repeat=Score(value=0.75),
+                rival=Score(value=0.25),
+                rival_version="v2",
             )
         )
         at = 1_750_000_000.25
         evidence = [
             Evidence(first, "sort", at, "v1", 0.5, 0.125, True, 0.625, 0.5, "remote"),
             Evidence(second, "other", at, None, 0.5, 0.125, True, None, None, None),
-            Evidence(third, "sort", at, "v1", 0.5, 0.125, True, None, 0.5, "remote", (1.0, 2.5), 0.75),
+            Evidence(third, "sort", at, "v1", 0.5, 0.125, True, None, 0.5, "remote", (1.0, 2.5), 0.75, 0.25, "v2"),
         ]
         _same((await store.changes(0)).evidence, evidence, "all Evidence, of all tasks, in order")
         _same((await other.changes(first)).evidence, evidence[1:], "Evidence after the first")
@@ -290,6 +292,40 @@ async def a_promotion_knows_the_record_that_it_came_after(build: Build, path: Pa
         _same(sorted({p.number for p in found}), [p.number for p in found], "numbers that rise")
         _same((await store.changes(first)).promotions, found[1:], "promotions since the first Record")
         _same((await store.changes(second)).promotions, found[2:], "promotions since the second")
+
+
+async def a_canary_stands_beside_the_champion_until_one_row_ends_it(build: Build, path: Path) -> None:
+    async with _open(build, path) as store, _open(build, path) as other:
+        for number in (1, 2, 3):
+            await store.add_version(a_version(checkpoint=f"sha256-{number:064d}"))
+        await _raises(StoreError, store.promote("sort", "v1", 4.0, state="canary"))  # beside whom?
+        await store.promote("sort", "v1", 5.0, by="it's\0", why="first")
+        await _raises(StoreError, store.promote("sort", "v1", 5.0, state="canary"))
+        await _raises(StoreError, store.promote("sort", "v2", 5.0, state="rejected"))
+        first = await store.append(a_record("r1"))
+        _same(await other.promote("sort", "v2", 6.0, state="canary"), True, "a canary begins")
+        changes = await store.changes(first)
+        _same([v.id for v in (changes.champions["sort"], changes.canaries["sort"])], ["v1", "v2"], "who is live")
+        last = changes.promotions[-1].number
+        ends = [
+            one.promote("sort", "v2", 7.0, state=state, expects=last)
+            for one in (store, other)
+            for state in ("champion", "rejected")
+        ]
+        _same(sum(await asyncio.gather(*ends)), 1, "ends of one canary")
+        _same(await other.promote("sort", "v3", 8.0, state="canary", expects=last), False, "a stale write")
+        await store.promote("sort", "v1", 8.0)
+        await store.promote("sort", "v2", 9.0, state="canary")
+        await store.promote("sort", "v3", 9.0, state="canary")
+        _same([v.state for v in await other.versions("sort")], ["champion", "rejected", "canary"], "one is tried out")
+        await store.promote("sort", "v3", 10.0, state="rejected", by="ann", why="slow")
+        history = await other.promotions("sort")
+        _same((await other.changes(0)).promotions, history, "the history, with the Records and without")
+        _same((await other.changes(0)).canaries, {}, "no canary is left")
+        _same((history[0].by, history[0].why, history[0].at), ("it's\0", "first", 5.0), "who, why and when")
+        told = [(p.version, p.state, p.after) for p in history[-3:]]
+        wanted = [("v2", "canary", first), ("v3", "canary", first), ("v3", "rejected", first)]
+        _same(told, wanted, "what became of the versions")
 
 
 async def the_last_mode_of_a_task_is_seen_by_all(build: Build, path: Path) -> None:
@@ -641,6 +677,7 @@ CHECKS: tuple[Check, ...] = (
     an_answer_without_output_is_no_label,
     changes_tell_what_happened_since,
     a_promotion_knows_the_record_that_it_came_after,
+    a_canary_stands_beside_the_champion_until_one_row_ends_it,
     the_last_mode_of_a_task_is_seen_by_all,
     hostile_strings_stay_what_they_are,
     an_older_state_does_not_replace_a_newer,
