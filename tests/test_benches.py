@@ -47,6 +47,12 @@ def test_students_are_measured_beside_a_trivial_rule() -> None:
     assert values["answer of 6 words, p50"] > 0
 
 
+def test_nothing_but_memory_on_purpose_grows_with_the_requests() -> None:
+    values = {figure["name"]: figure["value"] for figure in short("soak")["figures"]}
+    assert [values[f"more {name}"] for name in ("descriptors", "threads", "tasks")] == [0, 0, 0]
+    assert values["memory a request, upper end"] < 4000  # vectors and evidence that are kept up to a limit
+
+
 def test_baselines_spend_exactly_what_the_product_spent() -> None:
     share = {
         figure["name"].removeprefix("banking77, ").removesuffix(": remote share"): figure["value"]
