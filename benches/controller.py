@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from apprentice import bounds
 from apprentice import confidence as controller
 from apprentice.decide import decide, defer
+from apprentice.promotion import PATIENCE, Trial
 from apprentice.types import Evidence, Source
 from benches import Figure, Options, at_least, at_most, run, shown
 
@@ -410,6 +411,28 @@ def promotion(mean: float, seeds: int) -> list[float]:
     return sorted(found)
 
 
+def trials(change: float, seeds: int, together: float) -> list[float]:
+    """Audits until a canary that agrees more often by `change` than a champion at .93 is promoted; inf: never.
+
+    Both meet the same difficulty; on a share `together` of the requests they have the same luck, too, as versions have that
+    learned mostly from the same rows.
+    """
+    old, new = _intercept(0.93), _intercept(0.93 + change)
+    found = []
+    for seed in range(seeds):
+        rng = np.random.default_rng((4, seed))
+        z = rng.standard_normal(PATIENCE)
+        luck, mine, same = rng.random((3, PATIENCE))
+        before = luck < _sigmoid(old + 2 * z)
+        after = np.where(same < together, luck, mine) < _sigmoid(new + 2 * z)
+        trial = Trial("v2", 1)
+        for difference in after.astype(float) - before.astype(float):
+            if trial.observe(float(difference)) is not None and trial.verdict is not None:
+                break
+        found.append(float(trial.audits) if trial.verdict == "promote" else float("inf"))
+    return sorted(found)
+
+
 def estimates(seeds: int) -> tuple[float, float, float]:
     """(bias of the audits' mean, bias and rmse of the weighted estimate) at 2 % of 20,000 requests, 20 % deferred."""
     settings = controller.Settings(theta=THETA)
@@ -503,6 +526,8 @@ def _tests(quick: bool) -> list[Figure]:
     almost, below = (statistics.fmean(took < float("inf") for took in promotion(mean, seeds)) for mean in (0.849, 0.83))
     good = promotion(0.93, seeds)
     audit_bias, weighted_bias, rmse = estimates(10 if quick else 200)
+    worse, better = (trials(change, 40 if quick else 400, 0.5) for change in (-0.02, 0.02))
+    stranger = trials(0.02, 20 if quick else 400, 0.0)
     false = concordance(0.6, 4 if quick else 100, 10_000)
     inverse = concordance(-0.9, 100 if quick else 1000, 1000)
     return [
@@ -514,6 +539,10 @@ def _tests(quick: bool) -> list[Figure]:
         at_most("9 bias of the weighted estimate", abs(weighted_bias), 0.005 * slack, "score"),
         at_most("9 rmse of the weighted estimate", rmse, 0.013 * (1.2 if quick else 1), "score"),
         at_most("9 anytime miss of the 95 % bounds", missed(100 if quick else 600, 1000), 0.05 * slack, "share"),
+        at_most("10 canary promoted although worse by the margin", statistics.fmean(took < float("inf") for took in worse),
+                0.05 * slack, "share"),
+        at_most("10 audits to promotion of a canary better by .02, p95", _middle(better, 0.95), 700 * slack, "audits"),
+        shown("10 the same, of versions that share no luck", _middle(stranger, 0.95), "audits"),
         at_most("11 false anti-correlation per 10k audits at +.6", sum(x < float("inf") for x in false) / len(false),
                 0.1 if not quick else 0.25, "events"),
         at_most("11 audits to anti-correlation at -.9, median", _middle(inverse), 45, "audits"),

@@ -8,11 +8,15 @@ agreement of 0.85. banking77 ships; `--data DIR` adds others.
 
 Speed: one request at a time through the student's `answer`, texts that were never seen, nothing else running. "First"
 training encodes every text; "next" finds their vectors on disk, as every later cycle does. `--quick` holds no time to a bar.
+
+Updating: what an urgent cycle costs that goes on from the champion, beside teaching in full, with as many new texts to
+encode in both; and on how many rows that examine the two students say the same.
 """
 
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
 import tempfile
 import time
@@ -25,6 +29,7 @@ from statistics import fmean, median, quantiles
 from apprentice import demo, plugins
 from apprentice.calibration import auroc
 from apprentice.demo import Row
+from apprentice.trainers import Updater
 from apprentice.types import Checkpoint, Example, ManyModel, Task, Trainer
 from benches import Figure, Options, at_most, run, shown
 from benches.replay import recording
@@ -37,6 +42,7 @@ EXAMINED = 1000
 WORDS = (6, 12)
 TIMED = 200  # texts for each length
 TAUGHT = 4000
+UPDATED = (2000, 1900)  # examples, and how many of them the champion knows
 
 
 def split(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
@@ -48,13 +54,17 @@ def split(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
 
 def taught(trainer: Trainer, task: Task, rows: Sequence[Row], into: Path) -> tuple[Checkpoint, float]:
     """A checkpoint, and the seconds that it took."""
-    examples = [
+    began = time.perf_counter()
+    checkpoint = trainer.train(task, examples(rows), into=into, seed=0)
+    return checkpoint, time.perf_counter() - began
+
+
+def examples(rows: Sequence[Row]) -> list[Example]:
+    """As `learn` makes them from recorded answers."""
+    return [
         Example(input={"text": row.text}, target={"intent": row.teacher}, source="remote", request_id=str(number))
         for number, row in enumerate(rows)
     ]
-    began = time.perf_counter()
-    checkpoint = trainer.train(task, examples, into=into, seed=0)
-    return checkpoint, time.perf_counter() - began
 
 
 def student(checkpoint: Checkpoint) -> ManyModel:
@@ -142,12 +152,39 @@ def speed(task: Task, options: Options, into: Path) -> list[Figure]:
     return [*figures, shown("articles of 200 words", hourly, "an hour")]
 
 
+def updating(task: Task, options: Options, into: Path) -> list[Figure]:
+    """What an update costs beside a full training that learns the same, and how far the two agree."""
+    trainer: Updater = plugins.build("trainers", "embedded")
+    teach, examine = split(recording("banking77", None))
+    size, known = (300, 280) if options.quick else UPDATED
+    rows = examples(teach[:size])
+    base = trainer.train(task, rows[:known], into=into / "full", seed=0)
+    shutil.copytree(into / "full", into / "update")  # with the vectors of what is known
+    began = time.process_time()
+    full = trainer.train(task, rows, into=into / "full", seed=0)
+    between = time.process_time()
+    updated = trainer.update(task, rows, base=base.path, into=into / "update", seed=0, licence={})
+    ended = time.process_time()
+    inputs = [{"text": row.text} for row in examine]
+    said = [student(checkpoint).answer_many(task, inputs) for checkpoint in (full, updated)]
+    same = fmean(one.output == other.output for one, other in zip(*said, strict=True))
+    right = [fmean(right for _, right in examined(student(made), task, examine)) for made in (base, full, updated)]
+    return [
+        shown("full teaching, processor time", between - began, "s"),
+        at_most("update, processor time", ended - between, (between - began) / 2, "s")
+        if not options.quick
+        else shown("update, processor time", ended - between, "s"),
+        shown("update says what full teaching says", same),
+        *(shown(f"{name}, agreement", value) for name, value in zip(("base", "full", "update"), right, strict=True)),
+    ]
+
+
 def measure(options: Options) -> list[Figure]:
     """Speed first, while the machine is cool; then what each encoder learns."""
     with tempfile.TemporaryDirectory() as folder:
         into = Path(folder)
         task = demo.settings("banking77", base_url="http://127.0.0.1:1", folder=into).tasks[0].task
-        figures = speed(task, options, into)
+        figures = [*speed(task, options, into), *updating(task, options, into)]
         for name in SETS if options.data and not options.quick else SETS[:1]:
             figures += learning(name, task, options, into)
     return figures

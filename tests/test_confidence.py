@@ -18,7 +18,7 @@ from ville import BettingTest
 
 from apprentice import confidence as c
 from apprentice.decide import decide
-from apprentice.types import Evidence, Promotion
+from apprentice.types import Confidence, Evidence, Promotion
 
 EVEN = [i / 200 for i in range(200)]
 DEFAULT = c.Settings()
@@ -455,3 +455,25 @@ def test_a_version_that_is_taken_back_starts_its_evidence_anew() -> None:
     state = c.State()
     list(c.fold(state, DEFAULT, rows, promotions, {"v1": EVEN, "v2": EVEN}))
     assert (state.version, state.audits) == ("v1", 2)
+
+
+def test_a_canary_that_comes_and_goes_leaves_the_champions_certificate_alone() -> None:
+    rows = [evidence(seq=n, version="v1") for n in range(1, 9)]
+    champion = [Promotion(1, "t", "v1", 0)]
+    tried = [*champion, Promotion(2, "t", "v2", 3, "canary"), Promotion(3, "t", "v2", 6, "rejected")]
+    known = {"v1": EVEN, "v2": EVEN}
+    plain, beside = c.State(), c.State()
+    list(c.fold(plain, DEFAULT, rows, champion, known))
+    list(c.fold(beside, DEFAULT, rows, tried, known))
+    assert beside.promotion == 3
+    beside.promotion = 1
+    assert beside == plain
+
+
+def test_a_canary_defers_by_its_own_confidences_and_without_any_serves_nothing_alone() -> None:
+    inner = Confidence(phase="steady", version="v1", level=0.2, threshold=0.5)
+    found = c.beside(inner, "v2", 0.25, [i / 10 for i in range(10)], 0.1)
+    assert (found.canary_share, found.canary_threshold, found.sampling_rate) == (0.25, 0.2, 0.1)
+    assert c.beside(inner, "v2", 0.25, [], 0.1).canary_share == 0
+    everything = inner.model_copy(update={"level": 0.0, "threshold": None})
+    assert c.beside(everything, "v2", 0.25, [], 0.1).canary_share == 0.25

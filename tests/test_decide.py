@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apprentice.decide import decide, defer, delay_for, floor_for_delay, is_urgent, needs_training, promise
+from apprentice.decide import decide, defer, delay_for, floor_for_delay, is_urgent, needs_training, promise, try_out
 from apprentice.types import Confidence, Event, Version
 
 STEADY = Confidence(phase="steady", version="v1", level=0.2, threshold=0.4, sampling_rate=0.1)
@@ -63,6 +63,18 @@ def test_an_unsure_or_invalid_local_answer_brings_in_the_remote(
     assert after.audit is False
 
 
+@given(coin=coins, first=coins)
+def test_a_canary_answers_its_share_of_what_is_served_alone_and_no_audit(coin: float, first: float) -> None:
+    standing = STEADY.model_copy(update={"canary": "v2", "canary_share": 0.25, "canary_threshold": 0.7})
+    before = decide(standing, has_local=True, coin=first)
+    after = try_out(before, standing, coin=coin)
+    if before.audit or coin >= 0.25:
+        assert after == before
+    else:
+        assert after == before.model_copy(update={"reason": "canary", "threshold": 0.7})
+        assert defer(after, 0.6, valid=True).reason == "deferred"  # by its own threshold
+
+
 def test_without_a_threshold_no_valid_answer_is_deferred() -> None:
     first = decide(STEADY.model_copy(update={"threshold": None, "level": 0.0}), has_local=True, coin=0.5)
     assert defer(first, None, valid=True) == first
@@ -99,7 +111,8 @@ def test_the_start_up_sentence_speaks_in_requests() -> None:
 
 
 @pytest.mark.parametrize(
-    ("new", "trained_on", "due"), [(49, 0, False), (50, 0, True), (99, 50, False), (100, 50, True), (100, 1000, False)]
+    ("new", "trained_on", "due"),
+    [(49, 0, False), (50, 0, True), (99, 50, False), (100, 50, True), (100, 1000, False)],
 )
 def test_training_is_due_when_there_is_enough_new_to_learn(new: int, trained_on: int, due: bool) -> None:
     assert needs_training(new, trained_on, batch_size=100, first=50) is due

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import jsonschema
 import pytest
 
 from apprentice import fields
@@ -112,3 +113,56 @@ def test_only_values_that_fit_the_schema_become_examples(
 )
 def test_an_input_is_one_text(input: Json, text: str) -> None:
     assert fields.render({"properties": {"text": {}, "metadata": {}}}, input) == text
+
+
+# --- a task in two ----------------------------------------------------------------------------------------------------
+
+MIXED = Task(
+    name="answer",
+    description="d",
+    instructions="Be kind.",
+    input_schema={"type": "object", "properties": {"text": {"$ref": "#/$defs/T"}}, "$defs": {"T": {"type": "string"}}},
+    output_schema={
+        "$ref": "#/$defs/Out",
+        "$defs": {
+            "Out": {
+                "type": "object",
+                "properties": {
+                    "reply": {"type": "string", "x-free-text": True},
+                    "kind": {"$ref": "#/$defs/Kind", "x-compared": True},
+                    "parts": {"type": "array", "items": {"type": "object"}, "x-compared": False},
+                    "score": {"type": "integer"},
+                },
+                "required": ["reply", "kind"],
+            },
+            "Kind": {"enum": ["a", "b"]},
+        },
+    },
+    examples=({"input": {"text": "x"}, "output": {"kind": "a", "reply": "y"}},),
+)
+
+
+def test_a_task_falls_in_two_by_what_can_be_learned_closed() -> None:
+    assert fields.names(MIXED) == ["reply", "kind", "parts", "score"]
+    assert fields.closed(MIXED) == (["kind", "score"], ["reply", "parts"])
+    assert fields.compared(MIXED, ["reply", "parts"]) == ["reply"]
+    assert fields.closed(MIXED.model_copy(update={"output_schema": {"type": "string"}})) == ([], [])
+
+
+def test_a_part_of_a_task_asks_for_its_fields_alone() -> None:
+    part = fields.only(MIXED, ["kind", "score"])
+    assert list(part.output_schema["properties"]) == ["kind", "score"]
+    assert part.output_schema["required"] == ["kind"]
+    assert part.output_schema["additionalProperties"] is False
+    assert [field.name for field in fields.of(part)] == ["kind", "score"], "references still lead somewhere"
+    assert part.examples == ({"input": {"text": "x"}, "output": {"kind": "a"}},)
+    assert (part.name, part.instructions) == (MIXED.name, MIXED.instructions)
+
+
+def test_the_second_part_is_told_what_the_first_decided() -> None:
+    rest = fields.following(MIXED, ["kind", "score"], ["reply", "parts"])
+    assert list(rest.output_schema["properties"]) == ["reply", "parts"]
+    assert rest.examples == ({"input": {"input": {"text": "x"}, "decided": {"kind": "a"}}, "output": {"reply": "y"}},)
+    assert rest.instructions.startswith("Be kind.\n\n")
+    assert "(reply, parts)" in rest.instructions
+    jsonschema.validate(fields.told({"text": "x"}, {"kind": "a"}), rest.input_schema)

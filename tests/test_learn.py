@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from apprentice import feedback, plugins, worker
+from apprentice import feedback, lineage, plugins, worker
 from apprentice import learn as teaching
 from apprentice.config import Config, TaskConfig
-from apprentice.errors import StoreError, TrainingError
+from apprentice.errors import ConfigError, StoreError, TrainingError
 from apprentice.learn import due, learn, select
 from apprentice.promotion import fingerprint, held_out
-from apprentice.types import Answer, Checkpoint, Decision, Record, Store
+from apprentice.types import Answer, Checkpoint, Decision, Record, Score, Store
 
 from .conftest import YAML, right, texts
 
@@ -255,5 +255,67 @@ async def test_an_approved_answer_is_still_the_remotes_and_its_terms_count(confi
         chosen = select(await store.records("sort", labelled=True), await teaching.gold(store, "sort"))
         selection = await teaching.permit(config, config.task("sort"), chosen, store, lambda: 5.0)
         assert [(row.request_id, row.terms) for row in selection.training] == [(f"r{numbers[1]}", "own")]
+    finally:
+        await store.close()
+
+
+async def test_a_version_that_misses_a_stated_gate_is_rejected_by_name_and_what_was_measured_is_kept(
+    configured: Configured,
+) -> None:
+    stated = YAML.replace(
+        "evaluator:", 'gates: ["agreement >= 0.05", "size_mb <= 0"]\n    slices: [text]\n    evaluator:'
+    )
+    config = configured(text=stated)
+    store = await filled(config, 80)
+    try:
+        version = await learn(config, "sort", store, clock=lambda: 5.0, owner="a")
+        assert version is not None and version.state == "rejected"
+        assert "gate size_mb <= 0" in version.metrics["reason"] and "agreement" not in version.metrics["reason"]
+        found = version.metrics["examination"]
+        assert found["n"] == version.metrics["held_out"]["n"] == sum(part["n"] for part in found["slices"].values())
+        assert found["json_validity"] == 1.0 and found["p95_latency_ms"] > 0 and found["size_mb"] > 0
+        assert found["majority"] < found["agreement"] and found["champion"] is None
+    finally:
+        await store.close()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('gates: ["beauty >= 1"]', "known: agreement"),
+        ('gates: ["agreement > 1"]', "is no gate such as"),
+        ("slices: [colour]", "colour"),
+    ],
+)
+def test_a_gate_or_slice_that_does_not_exist_is_refused_with_what_does(
+    configured: Configured, line: str, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        configured(text=YAML.replace("evaluator:", f"{line}\n    evaluator:"))
+
+
+async def test_a_candidate_is_tried_out_while_the_champion_serves_unless_it_has_seen_twice_as_much(
+    configured: Configured,
+) -> None:
+    config = configured()
+    store = await filled(config, 80)
+    try:
+        first = await learn(config, "sort", store, clock=lambda: 1.0, owner="a")
+        assert first is not None
+        for number, text in enumerate(texts(60, seed=3)):  # audits that it passes: it serves from some of them on
+            row = answered(1000 + number, text, right(text))
+            update = {"version": "v1", "local": Answer(output={"kind": right(text)}, confidence=0.9)}
+            score = Score(value=1.0)
+            learning = Decision(route="both", reason="learning", p=1.0, audit=True)
+            await store.append(row.model_copy(update=update | {"score": score, "decision": learning}))
+        assert (await lineage.standing(config, config.task("sort"), store)).phase == "steady"
+        second = await learn(config, "sort", store, clock=lambda: 2.0, owner="a", force=True)
+        assert second is not None and second.state == "canary"
+        assert (await store.events("sort"))[-1].name == "CANARY_STARTED"
+        for number, text in enumerate(texts(400, seed=4)):
+            await store.append(answered(2000 + number, text, right(text)))
+        third = await learn(config, "sort", store, clock=lambda: 3.0, owner="a", force=True)
+        assert third is not None and third.state == "champion"
+        assert [version.state for version in await store.versions("sort")] == ["retired", "rejected", "champion"]
     finally:
         await store.close()

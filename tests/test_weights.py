@@ -75,7 +75,7 @@ class Counted(io.BytesIO):
 
 
 @pytest.mark.parametrize("artefact", FILES, ids=named)
-def test_a_hostile_file_is_refused_in_little_memory_and_runs_nothing(
+def test_a_hostile_file_is_refused_in_little_memory_and_runs_nothing(  # F67, F68, F69
     artefact: Artefact, folder: Path, tmp_path: Path
 ) -> None:
     canary = tmp_path / "canary"
@@ -91,7 +91,7 @@ def test_a_hostile_file_is_refused_in_little_memory_and_runs_nothing(
 
 
 @pytest.mark.parametrize("artefact", ARCHIVES, ids=named)
-def test_a_hostile_archive_is_refused_in_little_memory_and_leaves_nothing(
+def test_a_hostile_archive_is_refused_in_little_memory_and_leaves_nothing(  # F70
     artefact: Artefact, folder: Path, tmp_path: Path
 ) -> None:
     path = artefact.build(folder, tmp_path / "canary")
@@ -137,7 +137,7 @@ def test_of_a_hostile_file_only_so_much_is_read_as_a_header_may_have(
 
 
 @pytest.mark.parametrize("text", hostile.DIGESTS, ids=ascii)
-def test_what_is_no_digest_is_refused_before_a_path_is_built(text: str) -> None:
+def test_what_is_no_digest_is_refused_before_a_path_is_built(text: str) -> None:  # F71
     with pytest.raises(ConfigError, match="no digest"):
         weights.checked_digest(text)
 

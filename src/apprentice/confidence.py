@@ -237,8 +237,7 @@ def start_version(state: State, settings: Settings, version: str, confidences: S
     state.version = version
     ordered = sorted(confidences)
     state.ranked = bool(ordered)
-    size = len(ordered)
-    middle = [ordered[min(int(level * size), size - 1)] if size else 2.0 for level in settings.levels[1:-1]]
+    middle = [_quantile(ordered, level) if ordered else 2.0 for level in settings.levels[1:-1]]
     state.thresholds = [-1.0, *middle, 2.0]
     if first or (not state.ranked and state.rung != 0):
         state.rung = last
@@ -264,6 +263,10 @@ def start_version(state: State, settings: Settings, version: str, confidences: S
     state.seen = [0] * last
     state.weight = [0.0] * last
     state.hits = [0.0] * last
+
+
+def _quantile(ordered: Sequence[float], level: float) -> float:
+    return ordered[min(int(level * len(ordered)), len(ordered) - 1)]
 
 
 def _restart(state: State, settings: Settings) -> None:
@@ -666,6 +669,15 @@ def standing(state: State, settings: Settings, before: Confidence | None = None)
     )
 
 
+def beside(now: Confidence, version: str, share: float, confidences: Sequence[float], rate: float) -> Confidence:
+    """The standing while a canary runs. One that cannot rank its answers, where that is needed, serves none alone."""
+    inner = now.threshold is not None
+    threshold = _quantile(sorted(confidences), now.level) if inner and confidences else None
+    able = 0.0 if inner and threshold is None else share
+    found = {"canary": version, "canary_share": able, "canary_threshold": threshold, "sampling_rate": rate}
+    return now.model_copy(update=found)
+
+
 def summary(state: State, settings: Settings) -> Confidence:
     """Everything that can be said of the task: `standing`, the agreement with its bounds, and every detector.
 
@@ -778,5 +790,6 @@ def fold(
 
 
 def _start(state: State, settings: Settings, made: Promotion, known: Mapping[str, Sequence[float]]) -> None:
-    start_version(state, settings, made.version, known[made.version])
+    if made.state == "champion":  # what becomes of a canary is no affair of the champion's certificate
+        start_version(state, settings, made.version, known[made.version])
     state.promotion = made.number

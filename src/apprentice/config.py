@@ -156,14 +156,15 @@ class Remote(_Section):
 
 
 def _own_trainer(data: Mapping[str, Any]) -> str | None:
-    return "embedded" if data.get("backend") == "embedded" else None
+    backend = data.get("backend")
+    return backend if backend in ("embedded", "mixed") else None
 
 
 class Local(_Section):
     """The model that learns."""
 
     backend: str = "embedded"
-    """The name of a model plugin: embedded, ollama, vllm, llama_cpp."""
+    """The name of a model plugin: embedded, llama_cpp, vllm, ollama, mixed."""
     base_model: str | None = None
     """What is fine-tuned, as the backend names it."""
     fine_tune_backend: str | None = Field(default_factory=_own_trainer)

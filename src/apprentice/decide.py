@@ -33,6 +33,16 @@ def decide(
     return Decision(route="local", reason="certified", p=p, level=level, threshold=threshold, phase=phase)
 
 
+def try_out(decision: Decision, confidence: Confidence, *, coin: float) -> Decision:
+    """The decision with the canary in the champion's place, for its share of what the champion would answer alone.
+
+    `coin` is another one than that of the audit, so that audits remain a sample of all requests.
+    """
+    if decision.reason != "certified" or coin >= confidence.canary_share:
+        return decision
+    return decision.model_copy(update={"reason": "canary", "threshold": confidence.canary_threshold})
+
+
 def defer(decision: Decision, confidence_of_answer: float | None, *, valid: bool) -> Decision:
     """The decision after the local answer: the remote as well, where that answer is invalid or not sure enough.
 

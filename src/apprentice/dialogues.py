@@ -56,7 +56,7 @@ def prompt(task: Task, input: Json) -> list[Message]:
 
 def answer(task: Task, value: Json) -> str:
     """An answer as a provider gives it: JSON, and an object: any other value is wrapped as {"value": …}."""
-    return as_json(value if _is_object(task.output_schema) else {"value": value})
+    return as_json(value if is_object(task.output_schema) else {"value": value})
 
 
 def unwrapped(task: Task, value: Json) -> Json:
@@ -66,7 +66,7 @@ def unwrapped(task: Task, value: Json) -> Json:
     >>> unwrapped(task, json.loads(answer(task, 3)))
     3
     """
-    wrapped = not _is_object(task.output_schema) and isinstance(value, dict) and set(value) == {"value"}
+    wrapped = not is_object(task.output_schema) and isinstance(value, dict) and set(value) == {"value"}
     return value["value"] if wrapped else value
 
 
@@ -190,7 +190,7 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _is_object(schema: dict[str, Json]) -> bool:
+def is_object(schema: dict[str, Json]) -> bool:
     """Whether the root is an object, also through one reference into its own definitions (pydantic writes such)."""
     reference = schema.get("$ref")
     if isinstance(reference, str):

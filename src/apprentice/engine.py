@@ -18,15 +18,16 @@ import os
 import time
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial, wraps
+from itertools import chain
 from pathlib import Path
 from random import Random
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from apprentice import confidence, decide, feedback, launch, plugins, probe
+from apprentice import confidence, decide, feedback, launch, lineage, plugins, probe
 from apprentice.bridge import Bridge
 from apprentice.calls import Calls, answered_by
 from apprentice.config import Config, TaskConfig, check_learnable, load, missing
@@ -39,13 +40,15 @@ from apprentice.errors import (
     ModelError,
     StoreError,
 )
-from apprentice.request import Request, compare, result_again, result_of, validated
-from apprentice.shelf import Shelf
+from apprentice.promotion import Ramp, Step
+from apprentice.request import Request, answer_beside, compare, result_again, result_of, validated
+from apprentice.shelf import Loaded, Shelf
 from apprentice.shelf import load as load_local
 from apprentice.types import (
     Answer,
     Confidence,
     Correction,
+    Decision,
     Evaluator,
     Event,
     Evidence,
@@ -54,6 +57,7 @@ from apprentice.types import (
     Promotion,
     Record,
     Result,
+    Score,
     Seconds,
     Store,
     Version,
@@ -75,9 +79,12 @@ class _Live:
     state: confidence.State = field(default_factory=confidence.State)
     seq: int = 0  # the last Record folded into `state`
     saved_at: int = 0  # the value of `seq` when the state was last written to the store
-    standing: Confidence = field(default_factory=Confidence)
+    ramp: Ramp = field(default_factory=Ramp)  # what is tried out beside the champion
+    unaided: Confidence = field(default_factory=Confidence)  # what `state` says
+    standing: Confidence = field(default_factory=Confidence)  # the same, with the canary
     known: dict[str, list[float]] = field(default_factory=dict)  # confidences on recent inputs, by version
     champion: Version | None = None  # the shelf is empty where it could not be loaded
+    canary: Version | None = None
     mode: Mode | None = None  # what an operator asked for last
     unsaid: deque[tuple[Event, str | None]] = field(default_factory=deque)  # found by the fold, not recorded yet
     urgent: bool = False  # something was said of the version in force: its successor should not be waited for
@@ -87,6 +94,14 @@ class _Live:
     in_flight: dict[str, asyncio.Future[Result]] = field(default_factory=dict)  # by idempotency key
     look: asyncio.Task[None] | None = None  # at the caps and at the remote itself, in the background
     written: int = 0  # Records of this process since the last look at the caps
+
+    def with_canary(self, now: Confidence) -> Confidence:
+        """The standing as it is while a canary runs, if one does."""
+        trial = self.ramp.trial
+        if trial is None:
+            return now
+        rate = self.ramp.rate(now.sampling_rate, self.settings.floor)
+        return confidence.beside(now, trial.version, trial.share, self.known.get(trial.version, ()), rate)
 
     def report(self, name: str, at: Seconds, version: str | None, message: str) -> None:
         """Have an event recorded, once a version."""
@@ -205,7 +220,7 @@ class Apprentice:
 
         async def read() -> Confidence:
             live = await self._live(task)
-            return confidence.summary(live.state, live.settings)
+            return live.with_canary(confidence.summary(live.state, live.settings))
 
         return await self._bridge.here(read())
 
@@ -260,6 +275,44 @@ class Apprentice:
         return self._bridge.wait(
             self.afeedback(request_id, corrected=corrected, withdrawn=withdrawn, by=by, comment=comment)
         )
+
+    async def aversions(self, task: str) -> list[Version]:
+        """The task's versions in the order in which they were made; `state` says what became of each."""
+
+        await self._bridge.here(self._live(task))
+        return await self._bridge.here(self._store.versions(task))
+
+    def versions(self, task: str) -> list[Version]:
+        """The same as `aversions`, for synchronous code."""
+        return self._bridge.wait(self.aversions(task))
+
+    async def apromote(self, task: str, version: str, *, by: str = "", why: str = "") -> Version:
+        """Serve this version from the next request on, whatever speaks against it; `by` and `why` are kept.
+
+        Its certificate starts anew, at the level in force. Raises UnknownTask; ConfigError for a version that does not
+        exist or can no longer be loaded.
+        """
+        return await self._bridge.here(self._change(task, lineage.change, version, by=by, why=why))
+
+    def promote(self, task: str, version: str, *, by: str = "", why: str = "") -> Version:
+        """The same as `apromote`, for synchronous code."""
+        return self._bridge.wait(self.apromote(task, version, by=by, why=why))
+
+    async def arollback(self, task: str, version: str | None = None, *, by: str = "", why: str = "") -> Version:
+        """Serve a version again that served before; without one, the champion's predecessor. Raises what `apromote` does."""
+        return await self._bridge.here(self._change(task, lineage.rollback, version, by=by, why=why))
+
+    def rollback(self, task: str, version: str | None = None, *, by: str = "", why: str = "") -> Version:
+        """The same as `arollback`, for synchronous code."""
+        return self._bridge.wait(self.arollback(task, version, by=by, why=why))
+
+    async def _change(
+        self, task: str, how: Callable[..., Awaitable[Version]], version: str | None, **who: str
+    ) -> Version:
+        await self._live(task)
+        made = await how(self.config, self._store, task, version, at=self._clock(), **who)
+        await self._catch_up()
+        return made
 
     async def idle(self) -> None:
         """Return when nothing that this process started in the background is running: no teaching cycle, no probe."""
@@ -335,6 +388,7 @@ class Apprentice:
         if (saved := await self._store.load_state(task.name)) is not None:
             with contextlib.suppress(ValueError):  # of another format: it is built again from the Records
                 live.state, live.seq = confidence.State.from_json(saved[1]), saved[0]
+        live.ramp = await lineage.ramp(self._store, task.name, until=live.seq)
         versions = await self._store.versions(task.name)
         live.tried_at = max((version.metrics.get("labels", 0) for version in versions), default=0)
         return live
@@ -412,7 +466,7 @@ class Apprentice:
         self, live: _Live, input: Json, key: str | None, deadline: float | None, tags: dict[str, str]
     ) -> Result:
         at = self._clock()
-        loaded = live.shelf.borrow()
+        decision, loaded, canary = self._decide(live, at)
         request = Request(
             id=new_id(),
             at=at,
@@ -423,12 +477,8 @@ class Apprentice:
             deadline=deadline,
             model=loaded,
             version=loaded.version.id if loaded is not None else None,
-            decision=decide.decide(
-                live.standing,
-                has_local=loaded is not None,
-                forced_remote=live.mode is not None and live.mode.forces_remote(at),
-                coin=self._dice.random(),
-            ),
+            decision=decision,
+            canary=canary,
         )
         try:
             await self._ask(live, request)
@@ -439,15 +489,54 @@ class Apprentice:
             await asyncio.shield(self._write(live, request, error=said))
             raise
         finally:
-            if loaded is not None:
-                live.shelf.give_back(loaded)
+            for borrowed in (loaded, canary):
+                if borrowed is not None:
+                    live.shelf.give_back(borrowed)
         record = await self._write(live, request)
         if key is not None and record.idempotency_key is None:
             before = await self._store.record_by_key(live.config.name, key)
             return result_again(record if before is None else before, input)
         return result_of(record)
 
+    def _decide(self, live: _Live, at: Seconds) -> tuple[Decision, Loaded | None, Loaded | None]:
+        """Who answers; the local model that it was decided with; and the canary, where it answers the same audit."""
+        loaded = live.shelf.borrow()
+        decision = decide.decide(
+            live.standing,
+            has_local=loaded is not None,
+            forced_remote=live.mode is not None and live.mode.forces_remote(at),
+            coin=self._dice.random(),
+        )
+        canary = live.shelf.borrow_beside() if live.standing.canary is not None and loaded is not None else None
+        if canary is None or loaded is None:
+            return decision, loaded, None
+        decision = decide.try_out(decision, live.standing, coin=self._dice.random())
+        if decision.audit:
+            return decision, loaded, canary
+        served, spare = (canary, loaded) if decision.reason == "canary" else (loaded, canary)
+        live.shelf.give_back(spare)
+        return decision, served, None
+
     async def _ask(self, live: _Live, request: Request) -> None:
+        if request.canary is None:
+            return await self._ask_both(live, request)
+        beside = asyncio.create_task(answer_beside(live.config, request.canary, request))
+        try:
+            await self._ask_both(live, request)
+            if request.local is not None and request.remote is not None and request.problem is None:
+                await self._compare_rival(live, request, await beside, request.remote)
+        finally:
+            beside.cancel()
+            await asyncio.wait([beside])
+
+    async def _compare_rival(self, live: _Live, request: Request, rival: Answer | None, remote: Answer) -> None:
+        if rival is not None:
+            try:
+                request.rival = await compare(live.evaluator, rival, remote) or Score(value=0.0)
+            except Exception as error:  # noqa: BLE001  (the answer is there and paid for)
+                self._not_compared(live, request, error)
+
+    async def _ask_both(self, live: _Live, request: Request) -> None:
         if request.decision.route != "remote":
             await self._ask_local(live, request)
         if request.decision.route != "local":
@@ -542,27 +631,41 @@ class Apprentice:
     async def _catch_up(self) -> None:
         """Fold what was recorded since the last time, by whichever process, in the order of the store."""
         async with self._fold_lock:
-            changes = await self._store.changes(min(live.seq for live in self._tasks.values()))
-            last = changes.evidence[-1].seq if changes.evidence else 0
-            for name, live in self._tasks.items():
-                rows = [row for row in changes.evidence if row.task == name and row.seq > live.seq]
-                promotions = [made for made in changes.promotions if made.task == name]
-                live.mode = changes.modes.get(name)
-                if {made.version for made in promotions} - live.known.keys():
-                    versions = await self._store.versions(name)
-                    live.known = {version.id: version.metrics.get("confidences", []) for version in versions}
-                self._fold(live, rows, promotions)
-                live.seq = max(live.seq, last)
-                champion = changes.champions.get(name)
-                if champion is not None and (live.champion is None or champion.id != live.champion.id):
-                    self._adopt(live, champion)
-                live.standing = confidence.standing(live.state, live.settings, live.standing)
-                await self._say(live)
-                if live.seq - live.saved_at >= _SNAPSHOT_EVERY:
-                    await self._save(live)
+            if await self._fold_new():
+                await self._fold_new()
+
+    async def _fold_new(self) -> bool:
+        """Whether a trial ended by it, so that there is more to fold."""
+        changes = await self._store.changes(min(live.seq for live in self._tasks.values()))
+        last = changes.evidence[-1].seq if changes.evidence else 0
+        for name, live in self._tasks.items():
+            rows = [row for row in changes.evidence if row.task == name and row.seq > live.seq]
+            promotions = [made for made in changes.promotions if made.task == name]
+            live.mode = changes.modes.get(name)
+            if {made.version for made in promotions} - live.known.keys():
+                versions = await self._store.versions(name)
+                live.known = {version.id: version.metrics.get("confidences", []) for version in versions}
+            self._fold(live, rows, promotions)
+            live.seq = max(live.seq, last)
+            champion = changes.champions.get(name)
+            if champion is not None and (live.champion is None or champion.id != live.champion.id):
+                self._adopt(live, champion)
+            await self._try_out(live, changes.canaries.get(name))
+            live.unaided = confidence.standing(live.state, live.settings, live.unaided)
+            live.standing = live.with_canary(live.unaided)
+            await self._say(live)
+            if (trial := live.ramp.trial) is not None and trial.verdict is not None:
+                await lineage.settle(self._store, name, trial, self._clock())
+            if live.seq - live.saved_at >= _SNAPSHOT_EVERY:
+                await self._save(live)
+        trials = [live.ramp.trial for live in self._tasks.values()]
+        return any(trial is not None and trial.verdict is not None for trial in trials)
 
     def _fold(self, live: _Live, rows: list[Evidence], promotions: list[Promotion]) -> None:
-        for row, seen in confidence.fold(live.state, live.settings, rows, promotions, live.known):
+        found: Iterator[tuple[Evidence, confidence.Observation | Step]] = chain(
+            confidence.fold(live.state, live.settings, rows, promotions, live.known), live.ramp.fold(rows, promotions)
+        )
+        for row, seen in found:
             event = Event(
                 key=f"{row.seq}/{seen.name}",  # each process that folds this row says the same; it is kept once
                 name=seen.name,
@@ -600,6 +703,18 @@ class Apprentice:
             live.report("VERSION_UNUSABLE", self._clock(), champion.id, str(error))
         live.champion, live.urgent = champion, False
 
+    async def _try_out(self, live: _Live, canary: Version | None) -> None:
+        """Have the canary beside the champion. One that cannot be loaded is no longer tried out, by anybody."""
+        before, live.canary = live.canary, canary
+        if (before and before.id) == (canary and canary.id):
+            return
+        try:
+            live.shelf.try_out(canary)
+        except ConfigError as error:
+            assert canary is not None
+            why = f"it cannot be loaded: {error}"
+            await lineage.drop(self._store, live.config.name, canary.id, live.ramp.number, at=self._clock(), why=why)
+
     # --- teaching, in a process of its own ----------------------------------------------------------------------------
 
     def _maybe_learn(self, live: _Live) -> None:
@@ -609,7 +724,8 @@ class Apprentice:
             return
         first = live.config.confidence_thresholds.phase1_to_phase2
         new, batch = live.labels - live.tried_at, local.fine_tune_batch_size
-        if decide.needs_training(new, live.tried_at, batch, first, urgent=live.urgent):
+        waits = live.canary is not None and not live.urgent  # for whether what was learned last is any better
+        if not waits and decide.needs_training(new, live.tried_at, batch, first, urgent=live.urgent):
             live.tried_at = live.labels
             live.cycle = asyncio.create_task(self._teach(live))
 

@@ -571,7 +571,7 @@ def update(
         column = [row[place] for row in symbols]
         _refuse_free_text(head.field, column)
         if head.grown is None:
-            raise TrainingError(f"{head.field.title} was learned by a version that did not keep how")
+            raise TrainingError(f"{head.field.title} was learned by a version that did not keep how", hint=_IN_FULL)
         pull, share = head.grown
         # The scores to begin with are those before the frequency was taken out.
         grown = fit(
@@ -585,9 +585,12 @@ def update(
             before=head.evened(-share),
         ).evened(share)
         if _kind(grown) != _kind(head):
-            raise TrainingError(f"{head.field.title} now takes other kinds of values than it was learned with")
+            raise TrainingError(f"{head.field.title} now takes other kinds of values than before", hint=_IN_FULL)
         heads.append(replace(grown, weighing=head.weighing, grown=head.grown))
     return Student(tuple(heads))
+
+
+_IN_FULL = "teach it in full"
 
 
 def _kind(head: Head) -> tuple[bool, type]:

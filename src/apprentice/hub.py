@@ -35,8 +35,8 @@ _PIECE = 8 * 2**20
 _PATIENCE: Seconds = 120.0  # for a piece
 _TRIES = 5  # attempts in a row that bring nothing
 _HOPS = 5
-_PAUSE: Seconds = 0.5  # before the second attempt, twice that before the third
-_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?::((?:[\w.+-]+/)*[\w.+-]+\.(?:gguf|safetensors)))?", re.ASCII)
+_PAUSE: Seconds = 0.2  # before the second attempt, twice that before the third
+_NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?::((?:\w[\w.+-]*/)*\w[\w.+-]*\.(?:gguf|safetensors)))?", re.ASCII)
 _PLAIN = re.compile(r"\w[\w.+-]*", re.ASCII)
 _BESIDE = frozenset(
     {
@@ -109,6 +109,9 @@ def _keep(draft: Path, base: Path, name: str, source: str) -> Pulled:
     contents, digest = weights.check(draft), weights.digest(draft)
     target = base / (digest if draft.is_dir() else digest + draft.suffix)
     if not target.exists():
+        for file in draft.iterdir() if draft.is_dir() else (draft,):
+            with file.open("rb") as content:
+                os.fsync(content.fileno())  # else a power cut might leave the name without the content
         draft.rename(target)
     pulled = Pulled(
         name=name,
@@ -120,9 +123,9 @@ def _keep(draft: Path, base: Path, name: str, source: str) -> Pulled:
         architecture=contents.architecture,
         quantisation=contents.quantisation,
     )
-    with tempfile.NamedTemporaryFile("w", prefix=".draft-", dir=base, delete=False) as file:
-        file.write(pulled.model_dump_json(indent=1))
-    Path(file.name).replace(base / f"{digest}.json")
+    with tempfile.NamedTemporaryFile("w", prefix=".draft-", dir=base, delete=False) as about:
+        about.write(pulled.model_dump_json(indent=1))
+    Path(about.name).replace(base / f"{digest}.json")
     return pulled
 
 
@@ -143,7 +146,7 @@ def kept(base: Path) -> list[Pulled]:
 
 
 class Order(NamedTuple):
-    """What is wanted of a hub. `name`: org/name, or org/name:file. `most`: bytes of all files together."""
+    """What is wanted of a hub. `name`: org/name, or org/name:file. `most`: bytes of all files together; `piece`: at once."""
 
     hub: str
     name: str
@@ -152,6 +155,7 @@ class Order(NamedTuple):
     most: int = MOST
     allow_internal: bool = False
     key: str = ""
+    piece: int = _PIECE
 
 
 def _silent(name: str, there: int, total: int) -> None:
@@ -321,8 +325,8 @@ class _Fetcher:
             raise UnsafeFile(f"{path.name} has the SHA-256 {found.hexdigest()}, not {', '.join(map(str, hashes))}")
 
     async def _part(self, url: str, have: int) -> _Part:
-        asked = {"range": f"bytes={have}-{have + _PIECE - 1}"}
-        reply, hashes = await self._asked(url, asked, _PIECE)
+        asked = {"range": f"bytes={have}-{have + self._order.piece - 1}"}
+        reply, hashes = await self._asked(url, asked, max(_PIECE, self._order.piece))
         tag = reply.headers.get("etag", "")
         if reply.status == 206 and (found := _RANGE.fullmatch(reply.headers.get("content-range", ""))):
             start, end, total = map(int, found.groups())

@@ -17,11 +17,12 @@ from urllib.parse import urlsplit
 
 from apprentice import doctor, hub, plugins, process, shelf, weights, wire
 from apprentice.config import Config, Local, TaskConfig
-from apprentice.errors import ConfigError, InvalidAnswer, ModelError, ModelUnavailable, NoLocalModel
+from apprentice.errors import ConfigError, InvalidAnswer, ModelError, ModelUnavailable, NoLocalModel, UnsafeFile
 from apprentice.types import Answer, Json, Model, Seconds, Store, Value, Version
 
 _ANSWER: Seconds = 2.0  # a server that is there says sooner what it has
 _START: Seconds = 1800.0  # for loading a model
+_RETURN: Seconds = 60.0  # for coming back after a failure
 _BASES = "base"  # the folder in `model_dir` for what was pulled
 
 
@@ -97,13 +98,10 @@ async def listed(config: Config, store: Store | None) -> Inventory:
     attached: dict[tuple[str, str], tuple[Local, list[str]]] = {}
     for task in config.tasks:
         local = local_of(config, task)
-        used.setdefault((local.backend, local.base_model), []).append(task.name)
+        used.setdefault((local.backend, base_of(local)), []).append(task.name)
         if (url := address(local)) is not None:
             attached.setdefault((local.backend, url), (local, []))[1].append(task.name)
-    bases = [
-        await asyncio.to_thread(_base, backend, model, tuple(tasks), (backend, tasks[0]) and model)
-        for (backend, model), tasks in used.items()
-    ]
+    bases = [await asyncio.to_thread(_base, backend, model, tuple(tasks)) for (backend, model), tasks in used.items()]
     servers = await asyncio.gather(*(_server(url, local, names) for (_, url), (local, names) in attached.items()))
     owned = await asyncio.to_thread(process.running)
     return Inventory(
@@ -123,6 +121,12 @@ def bases_folder(config: Config) -> Path:
 def local_of(config: Config, task: TaskConfig) -> Local:
     """The task's own section `local`, else the one of all tasks."""
     return task.local or config.local
+
+
+def base_of(local: Local) -> str | None:
+    """The base model, as the backend is told it."""
+    found = local.settings.get("model", local.base_model)
+    return found if isinstance(found, str) else None
 
 
 def address(local: Local) -> str | None:
@@ -146,8 +150,8 @@ def _student(version: Version) -> Student:
     )
 
 
-def _base(backend: str, model: str | None, tasks: tuple[str, ...], named: str | None) -> Base:
-    path = Path(named) if named else None
+def _base(backend: str, model: str | None, tasks: tuple[str, ...]) -> Base:
+    path = Path(model) if model is not None else None
     if path is not None and path.exists():
         return Base(
             backend=backend,
@@ -156,12 +160,19 @@ def _base(backend: str, model: str | None, tasks: tuple[str, ...], named: str | 
             state="here",
             path=str(path.absolute()),
             size=_size(path),
-            digest=weights.digest(path),
+            digest=_digest(path),
         )
     if backend == "embedded":
         return Base(backend=backend, model=model, tasks=tasks, state="built in")
     looks_like_path = model is not None and (model.endswith((".gguf", ".safetensors")) or model.startswith(("/", ".")))
     return Base(backend=backend, model=model, tasks=tasks, state="missing" if looks_like_path else "on the server")
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        return weights.digest(path)
+    except UnsafeFile:  # a folder with links or folders in it has no digest
+        return None
 
 
 def _size(path: Path) -> int:
@@ -272,7 +283,7 @@ async def memory_of(chosen: Chosen) -> Memory:
     finally:
         await model.close()
     if needs is None and chosen.local.backend != "embedded" and chosen.local.base_model is not None:
-        needs = doctor.needs(chosen.local.base_model)
+        needs = doctor.needs(chosen.local.base_model)  # by its name
     return Memory(needs=needs, free=process.available_memory())
 
 
@@ -280,17 +291,29 @@ def _built(chosen: Chosen) -> Model:
     return shelf.load(chosen.local, None if chosen.version is None else chosen.version.path)
 
 
+async def _ready(model: Model, seconds: Seconds, *, patient: bool) -> None:
+    if _on_server(model):
+        await model.ready(seconds, patient=patient)  # type: ignore[attr-defined]
+    else:
+        await shelf.ready(model)
+
+
+def _on_server(model: Model) -> bool:
+    """Whether it is one of ours that asks a server, and says what it brought there."""
+    return hasattr(model, "brought")
+
+
 @contextlib.asynccontextmanager
 async def _loaded(chosen: Chosen, *, stays: bool = False) -> AsyncIterator[Model]:
     """The model, ready. In the end what this brought into a server of somebody else's is taken out, unless it `stays`."""
     model = _built(chosen)
     try:
-        await shelf.ready(model)
+        await _ready(model, _START, patient=False)
         yield model
     finally:
-        if address(chosen.local) is not None:
-            brought = getattr(model, "brought", False) and not stays
-            await model.close(leave=brought)  # type: ignore[call-arg]
+        if _on_server(model) and address(chosen.local) is not None:
+            brought: bool = getattr(model, "brought", False)
+            await model.close(leave=brought and not stays)  # type: ignore[call-arg]
         else:
             await model.close()
 
@@ -323,13 +346,13 @@ async def load(chosen: Chosen) -> Loaded:
 
 async def unload(chosen: Chosen) -> str:
     """The address of the server that has let it go. Raises ConfigError where no server runs anyway, ModelError."""
-    url = address(chosen.local)
-    if url is None:
+    url, model = address(chosen.local), _built(chosen)
+    if url is None or not _on_server(model):
+        await model.close()
         raise ConfigError(
             f"{chosen.task.name}: its server belongs to the process that asks it, and ends with it",
             hint="unload is for servers that run anyway: local.settings.base_url",
         )
-    model = _built(chosen)
     try:
         await model.unload()  # type: ignore[attr-defined]
     finally:
@@ -402,7 +425,7 @@ async def bench(chosen: Chosen, store: Store | None, *, requests: int, at_once: 
     """
     task = chosen.task
     recorded = await store.records(task.name, limit=requests, newest=True) if store is not None else []
-    inputs = [record.input for _, record in recorded] or [example.input for example in task.task.examples]
+    inputs = [record.input for _, record in recorded] or [example["input"] for example in task.task.examples]
     if not inputs:
         raise ConfigError(f"task {task.name!r} has no recorded inputs and no examples", hint="answer a request first")
     asked = iter([inputs[number % len(inputs)] for number in range(requests)])
@@ -418,8 +441,8 @@ async def bench(chosen: Chosen, store: Store | None, *, requests: int, at_once: 
                 answers.append(await model.answer(task.task, given))
                 took.append(time.monotonic() - began)
             except ModelUnavailable:
-                await shelf.ready(model)
                 failed += 1
+                await _ready(model, _RETURN, patient=True)
             except ModelError:
                 failed += 1
 

@@ -77,6 +77,7 @@ async def train(
             trainer.train, learnable, examples, into=into, seed=seed, licence=licence
         )
         return made
+    await purse.open()
     # Reconciled first: what an earlier job left to be settled may be the room that this one needs.
     await _settled(trainer, task, into, store, purse)
     quote = await asyncio.to_thread(

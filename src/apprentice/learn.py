@@ -7,25 +7,34 @@ checked again when the version is promoted, so that a worker that was thought de
 from __future__ import annotations
 
 import asyncio
+import json
+import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import date
+from pathlib import Path
 from typing import NamedTuple
 
-from apprentice import decide, feedback, licence, plugins, promotion
-from apprentice.config import Config, Remote, TaskConfig
+from apprentice import decide, feedback, licence, lineage, plugins, promotion
+from apprentice.config import Config, Local, Remote, TaskConfig
 from apprentice.errors import ConfigError, ModelError, StoreError, TrainingError
+from apprentice.evaluators import field
+from apprentice.request import validated
 from apprentice.shelf import load, ready
 from apprentice.types import (
     Answer,
     Checkpoint,
     Correction,
+    Evaluator,
     Event,
     Example,
+    Gate,
     Json,
     Lease,
     ManyModel,
     Model,
+    PromotionState,
     Record,
     Seconds,
     Store,
@@ -34,6 +43,8 @@ from apprentice.types import (
 
 _LEASE: Seconds = 20.0  # renewed every fourth of it; a worker that dies is replaced after this long
 _LOOK: Seconds = 0.5  # between two looks whether somebody else's lease has ended
+_SLICES = 20  # values of one field that are looked at, the commonest ones
+_TIMED = 30  # held-out rows that are answered one by one, to see how long that takes
 _RECENT = 300  # inputs on which the candidate's confidence is looked at, to fix its deferral thresholds
 
 
@@ -51,10 +62,14 @@ class Selection(NamedTuple):
 
 
 class Examination(NamedTuple):
-    """What the examiner found: scores on the held-out rows, and the candidate's confidence on recent inputs."""
+    """What the examiner found: scores on the held-out rows, and the candidate's confidence on recent inputs.
+
+    `measured`: everything of the candidate, by name; with the champion's and the majority's beside it.
+    """
 
     screening: promotion.Screening
     confidences: list[float]
+    measured: Mapping[str, Json] = {}
 
 
 async def learn(
@@ -95,6 +110,8 @@ async def due(config: Config, task: TaskConfig, store: Store) -> bool:
     before = max((version.metrics.get("labels", 0) for version in versions), default=0)
     batch = (task.local or config.local).fine_tune_batch_size
     urgent = decide.is_urgent(versions, await store.events(task.name, names=sorted(decide.URGENT)))
+    if not urgent and any(version.state == "canary" for version in versions):
+        return False  # it is about to say whether what was learned last is any better
     first = task.confidence_thresholds.phase1_to_phase2
     return decide.needs_training(labels - before, before, batch, first, urgent=urgent)
 
@@ -235,42 +252,111 @@ async def train(
 async def examine(
     config: Config, task: TaskConfig, selection: Selection, checkpoint: Checkpoint, store: Store
 ) -> Examination:
-    """Scores of the candidate and of the champion on the held-out rows, and the candidate's confidence on recent inputs."""
+    """What candidate and champion do on the held-out rows, and the candidate's confidence on recent inputs."""
     name, settings = task.evaluator_settings
     evaluate = plugins.build("evaluators", name, **settings)
-
-    async def scores(model: Model) -> list[float]:
-        answers = await _answers(task, model, [example.input for example in selection.held_out])
-        return [
-            (await evaluate(answer.output, example.target)).value if answer.output is not None else 0.0
-            for answer, example in zip(answers, selection.held_out, strict=True)
-        ]
-
-    async def of(path: str) -> list[float]:
-        model = load(task.local or config.local, path)
-        try:
-            await ready(model)
-            return await scores(model)
-        finally:
-            await model.close()
-
+    rows = held_out_rows(task, selection.held_out)
+    local = task.local or config.local
     champion = next((version for version in await store.versions(task.name) if version.state == "champion"), None)
-    before: list[float] | None = None
+    before: promotion.Measured | None = None
     unusable = ""
     if champion is not None:
         try:
-            before = await of(champion.path)
+            before, _ = await _measure(task, local, champion.path, selection.held_out, evaluate)
         except (ConfigError, ModelError) as error:  # its files are gone, or the task's schema was changed since
             unusable = f"{champion.id} can no longer answer: {error}"
-    candidate = load(task.local or config.local, checkpoint.path)
+    recent = [record for _, record in await store.records(task.name, limit=_RECENT, newest=True)]
+    candidate, confidences = await _measure(
+        task, local, checkpoint.path, selection.held_out, evaluate, recent=recent, checkpoint=checkpoint
+    )
+    little_at_stake = True
+    if champion is not None and before is not None:
+        had = champion.trained_on + int((champion.metrics.get("held_out") or {}).get("n", 0))
+        twice = len(selection.training) + len(selection.held_out) >= promotion.TWICE * had
+        little_at_stake = twice or (await lineage.standing(config, task, store)).phase != "steady"
+    gates = [Gate.parse(gate) for gate in task.gates]
+    screening = promotion.judge(candidate, before, rows, gates=gates, holdout_decides=little_at_stake)
+    if unusable and screening.promote:
+        screening = screening._replace(reason=unusable)
+    measured = promotion.measures(candidate, rows)
+    measured["majority"] = await _majority(selection, evaluate)
+    measured["champion"] = None if before is None else promotion.measures(before, rows)
+    return Examination(screening, confidences, measured)
+
+
+def held_out_rows(task: TaskConfig, examples: list[Example]) -> promotion.HeldOut:
+    """What the examiner knows of the held-out rows: the targets, the task's slices with their rows, and which are gold."""
+    slices: dict[str, list[int]] = {}
+    for path in task.slices:
+        values = [canonical(field(example.input, path)) for example in examples]
+        for value, _ in Counter(values).most_common(_SLICES):
+            slices[f"{path}={value[:60]}"] = [row for row, found in enumerate(values) if found == value]
+    gold = [row for row, example in enumerate(examples) if example.source == "gold"]
+    return promotion.HeldOut([canonical(example.target) for example in examples], slices, gold)
+
+
+async def _measure(
+    task: TaskConfig,
+    local: Local,
+    path: str | Path,
+    examples: list[Example],
+    evaluate: Evaluator,
+    *,
+    recent: list[Record] | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> tuple[promotion.Measured, list[float]]:
+    """What the version at this path does; with `checkpoint`, its confidences on the recent inputs as well."""
+    model = load(local, path)
     try:
-        await ready(candidate)
-        screening = promotion.screen(await scores(candidate), before)
-        recent = [record for _, record in await store.records(task.name, limit=_RECENT, newest=True)]
-        confidences = await _confidences(task, candidate, recent, checkpoint)
+        await ready(model)
+        answers = await _answers(task, model, [example.input for example in examples])
+        answers = [validated(task, answer) for answer in answers]
+        latencies = []
+        for example in examples[:_TIMED]:
+            began = time.perf_counter()
+            await model.answer(task.task, example.input)
+            latencies.append(time.perf_counter() - began)
+        confidences = [] if checkpoint is None else await _confidences(task, model, recent or [], checkpoint)
     finally:
-        await candidate.close()
-    return Examination(screening._replace(reason=unusable) if unusable else screening, confidences)
+        await model.close()
+    scored = [
+        None if answer.output is None else await evaluate(answer.output, example.target)
+        for answer, example in zip(answers, examples, strict=True)
+    ]
+    names = dict.fromkeys(name for score in scored if score is not None for name in score.fields)
+    found = promotion.Measured(
+        scores=[0.0 if score is None else score.value for score in scored],
+        said=[None if answer.output is None else canonical(answer.output) for answer in answers],
+        fields={
+            name: [
+                0.0 if score is None else score.fields.get(name, 1.0) for score in scored
+            ]  # neither has it: the same
+            for name in names
+        },
+        latencies=latencies,
+        cost=sum(answer.cost for answer in answers) / max(len(answers), 1),
+        size=await asyncio.to_thread(_size, Path(path)),
+    )
+    return found, confidences
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+async def _majority(selection: Selection, evaluate: Evaluator) -> float | None:
+    """The agreement of always giving the commonest answer: what a version has to beat to have learned anything."""
+    if not selection.training or not selection.held_out:
+        return None
+    counts = Counter(canonical(example.target) for example in selection.training)
+    always = json.loads(counts.most_common(1)[0][0])
+    scores = [(await evaluate(always, example.target)).value for example in selection.held_out]
+    return sum(scores) / len(scores)
+
+
+def canonical(value: Json) -> str:
+    """The value as text, the same for equal values."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
 async def promote(
@@ -298,17 +384,22 @@ async def promote(
                 "gold": sorted(e.request_id for e in selection.training if e.source == "gold" and e.request_id),
                 "held_out": {"n": screening.n, "candidate": screening.candidate, "champion": screening.champion},
                 "reason": screening.reason,
+                "examination": dict(examination.measured),
                 "licence": dict(selection.licence),
                 "confidences": examination.confidences,
                 "calibration": checkpoint.manifest.get("calibration"),
             },
         )
     )
+    name = "REJECTED"
     if screening.promote:
-        await store.promote(task_name, version.id, clock(), lease=lease)
+        name = "CANARY_STARTED" if screening.canary else "PROMOTED"
+        state: PromotionState = "canary" if screening.canary else "champion"
+        why = screening.reason
+        await store.promote(task_name, version.id, clock(), state=state, by=lineage.BY_ITSELF, why=why, lease=lease)
     await store.add_event(
         Event(
-            name="PROMOTED" if screening.promote else "REJECTED",
+            name=name,
             task=task_name,
             at=clock(),
             message=f"{version.id}, trained on {version.trained_on} examples: {screening.reason}",

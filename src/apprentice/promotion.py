@@ -260,6 +260,7 @@ class Trial:
 
     version: str
     number: int  # of the promotion that began it
+    after: int = 0  # the Record after which it began
     audits: int = 0
     difference: float = 0.0  # sum of d
     share: float = RAMP[-1][1]  # of what is served alone
@@ -270,12 +271,12 @@ class Trial:
     @property
     def gain(self) -> float:
         """N, the evidence that it is not worse."""
-        return fmean(self.gains)
+        return sum(self.gains) / len(self.gains)
 
     @property
     def loss(self) -> float:
         """H, the evidence that it is."""
-        return fmean(self.losses)
+        return sum(self.losses) / len(self.losses)
 
     def observe(self, difference: float) -> Step | None:
         """Fold one audit that both answered, in [-1, 1]; what became true by it. After the verdict nothing changes."""
@@ -328,7 +329,9 @@ class Ramp:
             while waiting and waiting[0].after < row.seq:
                 self._turn(waiting.pop(0))
             trial = self.trial
-            if trial is None or not row.audit or row.rival is None or row.rival_version != trial.version:
+            if trial is None or row.seq <= trial.after or row.rival_version != trial.version:
+                continue
+            if not row.audit or row.rival is None:
                 continue
             said = trial.observe(row.rival - (row.score or 0.0))  # a champion without a valid answer scores 0, too
             if said is not None:
@@ -338,7 +341,7 @@ class Ramp:
 
     def _turn(self, made: Promotion) -> None:
         self.number = made.number
-        self.trial = Trial(made.version, made.number) if made.state == "canary" else None
+        self.trial = Trial(made.version, made.number, made.after) if made.state == "canary" else None
 
     def rate(self, rate: float, floor: float) -> float:
         """The sampling rate while a trial runs: audits follow its evidence, as they follow that of a level.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 
@@ -41,6 +42,8 @@ class Request:
     remote: Answer | None = None
     score: Score | None = None
     repeat: Score | None = None
+    canary: Loaded | None = None  # what is tried out, where it answers the same audit
+    rival: Score | None = None
     attempts: list[Attempt] = field(default_factory=list)
     problem: str | None = None  # what went wrong on the way although there is an answer
 
@@ -77,6 +80,8 @@ class Request:
             served=None if served is None or error is not None else served[0],
             score=self.score,
             repeat=self.repeat,
+            rival=self.rival,
+            rival_version=self.canary.version.id if self.canary is not None and self.rival is not None else None,
             attempts=tuple(self.attempts),
             cost=sum(attempt.cost for attempt in self.attempts),
             latency=time.perf_counter() - self.started,
@@ -95,6 +100,17 @@ def validated(task: TaskConfig, answer: Answer) -> Answer:
     except InvalidAnswer as error:
         return answer.model_copy(update={"output": None, "problem": str(error)})
     return answer
+
+
+async def answer_beside(task: TaskConfig, canary: Loaded, request: Request) -> Answer | None:
+    """The canary's answer; whatever goes wrong with it is an answer of no use. None: the caller's deadline came first."""
+    try:
+        async with asyncio.timeout_at(request.deadline):
+            return validated(task, await canary.model.answer(task.task, request.input))
+    except TimeoutError:
+        return None
+    except Exception as error:  # noqa: BLE001  (the champion and the remote can answer)
+        return Answer(problem=f"{type(error).__name__}: {error}")
 
 
 async def compare(evaluator: Evaluator, local: Answer, remote: Answer) -> Score | None:

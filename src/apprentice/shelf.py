@@ -1,4 +1,6 @@
-"""The local models of one task: the one that answers, and the one before it, kept warm so that going back is instant.
+"""The local models of one task: the one that answers, the canary beside it, and the one before it.
+
+The last is kept warm, so that going back is instant.
 
 A request borrows the model that it was decided with, and gives it back: a version that was replaced is closed when the
 last request that began with it is over, never under one.
@@ -58,12 +60,13 @@ class Shelf:
     def __init__(self, build: Callable[[Version], Model]) -> None:
         self.serving: Loaded | None = None
         self._build = build
+        self.beside: Loaded | None = None  # what is tried out
         self._warm: Loaded | None = None  # what served before
         self._leaving: list[Loaded] = []  # still used by requests that began with them
         self._closing: set[asyncio.Task[None]] = set()
 
     def put(self, version: Version) -> None:
-        """Serve this version from the next request on. One that was kept warm is there at once.
+        """Serve this version from the next request on. One that was kept warm or tried out is there at once.
 
         A server begins to load here, and refuses answers until it has; what served before is closed only when a third
         version comes. Raises ConfigError for a version that cannot be loaded: nothing is served then.
@@ -77,9 +80,23 @@ class Shelf:
             self._warm = before
             if warm is not None:
                 self._drop(warm)
+        if self.beside is not None and self.beside.version.id == version.id:
+            self.serving, self.beside = self.beside, None
+            return
+        self.serving = self._load(version)
+
+    def try_out(self, version: Version | None) -> None:
+        """Have this version beside the one that serves; None: nothing. Raises ConfigError as `put` does."""
+        before, self.beside = self.beside, None
+        if before is not None:
+            self._drop(before)
+        if version is not None:
+            self.beside = self._load(version)
+
+    def _load(self, version: Version) -> Loaded:
         loaded = Loaded(version, self._build(version))
         loaded.loading = asyncio.create_task(_loading(loaded.model))
-        self.serving = loaded
+        return loaded
 
     def withdraw(self) -> None:
         """Serve nothing from the next request on."""
@@ -93,6 +110,13 @@ class Shelf:
         if self.serving is not None:
             self.serving.users += 1
         return self.serving
+
+    def borrow_beside(self) -> Loaded | None:
+        """The same of what is tried out, once it is loaded."""
+        if self.beside is None or (self.beside.loading is not None and not self.beside.loading.done()):
+            return None
+        self.beside.users += 1
+        return self.beside
 
     def give_back(self, loaded: Loaded) -> None:
         """The request that borrowed it is over."""
@@ -110,10 +134,10 @@ class Shelf:
 
     async def close(self) -> None:
         """Close every model. No request may be in flight."""
-        for loaded in (self.serving, self._warm, *self._leaving):
+        for loaded in (self.serving, self.beside, self._warm, *self._leaving):
             if loaded is not None:
                 self._close(loaded)
-        self.serving = self._warm = None
+        self.serving = self.beside = self._warm = None
         self._leaving.clear()
         await asyncio.gather(*self._closing)
 

@@ -71,6 +71,29 @@ async def embedded(folder: Path) -> AsyncIterator[Case]:
     yield Case(plugins.build("models", "embedded", checkpoint=str(checkpoint.path)), TASK, PAIRS)
 
 
+@contextlib.asynccontextmanager
+async def mixed(folder: Path) -> AsyncIterator[Case]:
+    """The embedded student's label with a generative one's reply, which says what was decided."""
+    properties = {"label": {"enum": ["spam", "ham"]}, "reply": {"type": "string"}}
+    output = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+    shown = tuple({**shown, "output": {**shown["output"], "reply": "it is spam"}} for shown in TASK.examples)
+    task = TASK.model_copy(update={"output_schema": output, "examples": shown})
+    pairs = [(given, {**output, "reply": f"it is {output['label']}"}) for given, output in PAIRS]
+    marked = task.model_copy(
+        update={
+            "output_schema": output | {"properties": properties | {"reply": {"type": "string", "x-free-text": True}}}
+        }
+    )
+    examples = [Example(input=given, target=output, source="remote") for given, output in pairs * 10]
+    trainer = plugins.build("trainers", "mixed", closed={"encoder": "tfidf"})
+    checkpoint = trainer.train(marked, examples, into=folder, seed=0)
+    async with serve_llama_cpp(lambda body: {"reply": f"it is {asked(body)['decided']['label']}"}) as server:
+        rest = {"backend": "llama_cpp", "base_url": server.url}
+        model = plugins.build("models", "mixed", checkpoint=str(checkpoint.path), rest=rest)
+        await model.ready()
+        yield Case(model, task, pairs)
+
+
 def on_a_server(name: str, serve: Callable[..., Any]) -> Callable[[Path], AbstractAsyncContextManager[Case]]:
     @contextlib.asynccontextmanager
     async def case(_: Path) -> AsyncIterator[Case]:
@@ -98,7 +121,7 @@ STREAMS: dict[str, tuple[Build, Serve]] = {
 CASES = (
     {name: behind(*wire) for name, wire in WIRES.items()}
     | {f"{name} stream": behind(*wire) for name, wire in STREAMS.items()}
-    | {"recorded": recorded, "embedded": embedded}
+    | {"recorded": recorded, "embedded": embedded, "mixed": mixed}
     | {name: on_a_server(name, serve) for name, serve in LOCAL.items()}
 )
 

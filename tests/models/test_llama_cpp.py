@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from apprentice import plugins
+from apprentice import plugins, wire
 from apprentice.errors import ConfigError, ModelError, ModelRejected, ModelUnavailable
 from apprentice.models._confidence import Token, confidence
 from apprentice.models._local import Local
@@ -229,15 +229,15 @@ async def test_a_checkpoint_answers_as_it_did_in_training_or_not_at_all(served: 
 
 
 @real
-async def test_a_file_that_cannot_be_loaded_is_told_with_the_servers_words(tmp_path: Path) -> None:
+async def test_half_a_file_is_refused_before_the_server_reads_it(tmp_path: Path) -> None:
     with smollm2().open("rb") as whole:
         (tmp_path / "half.gguf").write_bytes(whole.read(8 * 2**20))
     model = owned(model=str(tmp_path / "half.gguf"), log_dir=str(tmp_path))
     model._begin()
     while model.state().stage != "failed":
         await asyncio.sleep(0.05)
-    assert "ended with status 1" in model.state().why
-    assert "half.gguf" in model.state().why.partition("ends:")[2]
+    assert "half.gguf is refused: its tensors end at byte" in model.state().why
+    assert model.pid is None
     with pytest.raises(ModelUnavailable, match="failed"):
         await model.answer(TASK, GIVEN)
     await model.close()
@@ -319,14 +319,14 @@ async def test_a_model_that_does_not_fit_into_memory_is_not_started() -> None:
 async def test_what_is_no_gguf_file_is_told(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "odd.gguf").write_bytes(content)
     model = owned(model=str(tmp_path / "odd.gguf"))
-    with pytest.raises(ModelUnavailable, match="is no GGUF file"):
+    with pytest.raises(ModelUnavailable, match="odd.gguf is refused"):
         await model.ready()
     await model.close()
 
 
 async def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
     model = owned(model=str(tmp_path / "none.gguf"))
-    with pytest.raises(ModelUnavailable, match="cannot be read: No such file"):
+    with pytest.raises(ModelUnavailable, match="No such file"):
         await model.ready()
     await model.close()
 
@@ -446,6 +446,54 @@ async def test_an_answer_of_any_shape_breaks_nothing() -> None:
             answer = await model.answer(TASK, GIVEN)
             assert (answer.output, answer.finish) == (None, "truncated")
         await model.close()
+
+
+async def test_an_attached_server_is_asked_no_more_at_once_than_it_answers_at_once() -> None:
+    now, most, gates = 0, 0, asyncio.Semaphore(0)
+
+    class Counted(wire.Client):
+        """The true client; questions wait until they are let through."""
+
+        def __init__(self) -> None:
+            self._client = wire.client(allow_internal=True)
+
+        async def exchange(self, request: wire.Request, leaving: Callable[[], None]) -> wire.Reply:
+            nonlocal now, most
+            if not request.url.endswith("/chat/completions"):
+                return await self._client.exchange(request, leaving)
+            now += 1
+            most = max(most, now)
+            await gates.acquire()
+            try:
+                return await self._client.exchange(request, leaving)
+            finally:
+                now -= 1
+
+        async def close(self) -> None:
+            await self._client.close()
+
+    client = Counted()
+    async with serve_llama_cpp(lambda _: SPAM) as server:
+        model = attached(server.url, parallel=3, client=client, timeout=5.0)
+        await model.ready()
+        asked = [asyncio.ensure_future(model.answer(TASK, GIVEN)) for _ in range(10)]
+        while now < 3:
+            await asyncio.sleep(0.01)
+        for _ in range(20):
+            gates.release()
+        answers = await asyncio.gather(*asked)
+        assert [answer.output for answer in answers] == [SPAM] * 10
+        assert most == 3
+        await model.close()
+        model = attached(server.url, parallel=3, concurrency=1, client=client, timeout=0.2)
+        await model.ready()
+        while not gates.locked():
+            await gates.acquire()
+        became = await asyncio.gather(*(model.answer(TASK, GIVEN) for _ in range(3)), return_exceptions=True)
+        assert any("questions at once kept it busy" in str(one) or "looked at" in str(one) for one in became)
+        assert all(isinstance(one, ModelUnavailable) for one in became)
+        await model.close()
+    await client.close()
 
 
 LLAMA_SERVER = """#!{python}

@@ -16,9 +16,9 @@ from apprentice import demo, heads, plugins
 from apprentice.calibration import SAME, Table, calibrate, checked
 from apprentice.errors import CannotLearn, ConfigError, TrainingError
 from apprentice.testing.trainers import TASK, THINGS, examples
-from apprentice.trainers import keep
+from apprentice.trainers import Updater, keep
 from apprentice.trainers.embedded import calibration
-from apprentice.types import Example, Json, Trainer
+from apprentice.types import Example, Json, Task, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -277,3 +277,150 @@ def test_a_second_cycle_reads_the_vectors_of_the_first_and_learns_the_same(tmp_p
     kept.write_bytes(b"\x93NUMPY damaged")
     with pytest.raises(TrainingError, match="cannot be read"):
         trainer.train(TASK, rows, into=tmp_path, seed=0)
+
+
+def test_parts_are_moved_into_a_kept_folder_and_compared_byte_by_byte(tmp_path: Path) -> None:
+    def part(content: bytes) -> dict[str, Path]:
+        folder = tmp_path / "drafts" / "part"
+        (folder / "inner").mkdir(parents=True)
+        (folder / "inner" / "a").write_bytes(content)
+        return {"part": folder}
+
+    into = tmp_path / "kept"
+    path = keep(into, "name", {"manifest": b"m"}, part(b"1"))
+    assert (path / "part" / "inner" / "a").read_bytes() == b"1"
+    before = (path / "part" / "inner" / "a").stat().st_ino
+    assert keep(into, "name", {"manifest": b"m"}, part(b"1")) == path
+    assert (path / "part" / "inner" / "a").stat().st_ino == before
+    (path / "part" / "inner" / "a").write_bytes(b"2")
+    keep(into, "name", {"manifest": b"m"}, part(b"1"))
+    assert (path / "part" / "inner" / "a").read_bytes() == b"1"
+    assert [entry.name for entry in into.iterdir()] == ["name"]
+    assert list((tmp_path / "drafts").iterdir()) == []
+
+
+# --- going on from a checkpoint ---------------------------------------------------------------------------------------
+
+
+def intents(tmp_path: Path, count: int) -> tuple[Task, list[Example]]:
+    """Recorded answers to banking77, each text once, so that every row is new to who has not learned it."""
+    rows = list({row.text: row for row in demo.recording("banking77", None)}.values())[:count]
+    task = demo.settings("banking77", base_url="http://127.0.0.1:1", folder=tmp_path).tasks[0].task
+    return task, [
+        Example(input={"text": row.text}, target={"intent": row.teacher}, source="remote", request_id=str(number))
+        for number, row in enumerate(rows)
+    ]
+
+
+def test_an_update_says_nearly_what_a_full_training_says_and_is_much_cheaper(trainer: Trainer, tmp_path: Path) -> None:
+    assert isinstance(trainer, Updater)
+    task, rows = intents(tmp_path, 800)
+    base = trainer.train(task, rows[:420], into=tmp_path / "a", seed=0)
+    full = trainer.train(task, rows[:500], into=tmp_path / "a", seed=0)
+    updated = trainer.update(task, rows[:500], base=base.path, into=tmp_path / "a", seed=0, licence={})
+    inputs = [row.input for row in rows[500:]]
+    said = [
+        plugins.build("models", "embedded", checkpoint=checkpoint.path).answer_many(task, inputs)
+        for checkpoint in (base, full, updated)
+    ]
+    same = [a.output == b.output for a, b in zip(said[1], said[2], strict=True)]
+    unchanged = [a.output == b.output for a, b in zip(said[0], said[1], strict=True)]
+    assert sum(same) >= 0.97 * len(same)
+    assert sum(same) > sum(unchanged), "it learned from what was added"
+    sure = [sum(answer.confidence for answer in each) / len(each) for each in said]
+    assert sure[2] == pytest.approx(sure[1], abs=0.05)
+
+
+def test_an_update_keeps_what_only_folds_could_tell(trainer: Trainer, tmp_path: Path) -> None:
+    assert isinstance(trainer, Updater)
+    task, rows = intents(tmp_path, 130)
+    base = trainer.train(task, rows[:110], into=tmp_path, seed=0)
+    wrong = [row.model_copy(update={"target": {"intent": rows[0].target["intent"]}}) for row in rows[10:14]]
+    again = [rows[20].model_copy(update={"request_id": "asked again"})]
+    updated = trainer.update(
+        task, [*rows[:10], *wrong, *rows[14:], *again], base=base.path, into=tmp_path, seed=5, licence={}
+    )
+    manifest, before = updated.manifest, base.manifest
+    assert manifest["calibration"] == before["calibration"]
+    assert manifest["calibrated_on"] == 110
+    assert manifest["examples"] == 131
+    assert manifest["heads"][0]["weighing"] == before["heads"][0]["weighing"]
+    assert manifest["heads"][0]["grown"] == before["heads"][0]["grown"]
+    assert manifest["metrics"]["calibration"] == before["metrics"]["calibration"]
+    told, known = (json.loads((c.path / "oof.json").read_text()) for c in (updated, base))
+    assert told["5"] == known["5"]
+    assert told["12"] == [known["12"][0], None], "whether it was right about another target was never found out"
+    assert told["asked again"] == known["20"], "a request of its own, but no text that the base had not learned"
+    assert told["125"][1] in (0, 1)
+    unseen = plugins.build("models", "embedded", checkpoint=base.path).answer_many(task, [rows[125].input])[0]
+    assert told["125"] == [pytest.approx(unseen.confidence, abs=1e-3), int(unseen.output == rows[125].target)]
+
+
+def test_updates_of_every_kind_of_head_follow_a_full_training(trainer: Trainer, tmp_path: Path) -> None:
+    """Numbers, lists, fields that may be absent or null; a symbol more in each."""
+    properties = {
+        "kind": {"enum": [*THINGS]},
+        "size": {"type": "number"},
+        "tags": {"type": "array", "items": {"type": "string"}},
+        "note": {"type": ["boolean", "null"]},
+    }
+    task = TASK.model_copy(update={"output_schema": {"type": "object", "properties": properties, "required": ["kind"]}})
+
+    def row(example: Example) -> Example:
+        place = int((example.request_id or "r0")[1:])
+        kind = example.target["kind"]
+        target = {"kind": kind, "size": float(len(kind)) / 2, "tags": [kind[0], *(["late"] if place > 85 else [])]}
+        target |= {"note": [True, None][place % 2]} if kind != "tool" else {}
+        return example.model_copy(update={"target": target})
+
+    rows = [row(example) for example in examples(105)]
+    assert isinstance(trainer, Updater)
+    base = trainer.train(task, rows[:85], into=tmp_path, seed=0)
+    full = trainer.train(task, rows, into=tmp_path, seed=0)
+    updated = trainer.update(task, rows, base=base.path, into=tmp_path, seed=0, licence={})
+    one, other = (
+        [
+            a.output
+            for a in plugins.build("models", "embedded", checkpoint=c.path).answer_many(task, [r.input for r in rows])
+        ]
+        for c in (full, updated)
+    )
+    assert sum(a["kind"] == b["kind"] for a, b in zip(one, other, strict=True)) >= 0.97 * len(rows)
+    assert [o["size"] for o in other] == pytest.approx([o["size"] for o in one], abs=0.1)
+    assert sum(set(a["tags"]) == set(b["tags"]) for a, b in zip(one, other, strict=True)) >= 0.95 * len(rows)
+    assert updated.manifest["heads"][2]["several"]["symbols"] == full.manifest["heads"][2]["several"]["symbols"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "schema", "said"),
+    [
+        ({"c": 5.0}, None, "trainer"),
+        ({"folds": 4}, None, "trainer"),
+        ({"encoder": "minilm"}, None, "encoder"),
+        ({}, {"enum": ["fruit", "animal", "tool"]}, "output_schema"),
+        ({}, TASK.output_schema["properties"]["kind"] | {"x-free-text": False}, ""),
+    ],
+)
+def test_only_the_same_lesson_is_continued(settings: dict[str, Json], schema: Json, said: str, tmp_path: Path) -> None:
+    usual = {"encoder": "tfidf"}
+    base = plugins.build("trainers", "embedded", **usual).train(TASK, examples(), into=tmp_path, seed=0)
+    properties = {"kind": schema or TASK.output_schema["properties"]["kind"]}
+    task = TASK.model_copy(update={"output_schema": TASK.output_schema | {"properties": properties}})
+    trainer = plugins.build("trainers", "embedded", **usual | settings)
+    if not said:  # a mark is no change
+        assert trainer.update(task, examples(), base=base.path, into=tmp_path, seed=0).manifest["examples"] == 72
+        return
+    with pytest.raises(TrainingError, match=f"taught otherwise .*{said}"):
+        trainer.update(task, examples(), base=base.path, into=tmp_path, seed=0)
+
+
+def test_a_head_that_has_to_become_another_kind_is_taught_in_full(tmp_path: Path) -> None:
+    trainer = plugins.build("trainers", "embedded", encoder="tfidf")
+    one = [row for row in examples(200) if row.target["kind"] == "fruit"]
+    base = trainer.train(TASK, one, into=tmp_path, seed=0)
+    with pytest.raises(TrainingError, match="'kind' now takes other kinds of values") as caught:
+        trainer.update(TASK, [*one, *examples(18)[-1:]], base=base.path, into=tmp_path, seed=0)
+    assert caught.value.hint
+    (base.path / "rows.npy").write_bytes(b"")
+    with pytest.raises(TrainingError, match=r"rows\.npy"):
+        trainer.update(TASK, one, base=base.path, into=tmp_path, seed=0)

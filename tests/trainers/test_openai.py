@@ -157,6 +157,26 @@ def test_an_open_job_is_finished_with_its_own_data_although_more_is_known(tmp_pa
         assert (made.manifest["examples"], made.manifest["licence"], len(service.jobs)) == (60, {"rows": 60}, 1)
 
 
+def test_an_organisation_that_may_not_begin_jobs_is_told_why_and_pays_nothing(tmp_path: Path) -> None:
+    with serving("openai") as service:
+        service.before = lambda number: service.refused.append(403) if service.posts("/jobs") else None
+        mine = trainer("openai", service)
+        held = mine.quote(TASK, examples(), into=tmp_path, seed=0)
+        with pytest.raises(TrainingError) as refused:
+            mine.train(TASK, examples(), into=tmp_path, seed=0)
+        assert "2027" in (refused.value.hint or "")
+        assert held is not None
+        bill = mine.bill(held.attempt_id, into=tmp_path)
+        assert bill is not None
+        assert (bill.outcome, bill.cost, service.jobs) == ("rejected", 0, [])
+
+
+def test_the_dataset_does_not_stay_when_the_job_has_ended(tmp_path: Path) -> None:
+    with serving("openai") as service:
+        trainer("openai", service).train(TASK, examples(), into=tmp_path, seed=0)
+        assert list(tmp_path.rglob("*.jsonl")) == []
+
+
 def test_cancelling_is_asked_of_the_provider(tmp_path: Path) -> None:
     with serving("openai", looks=10**6) as service:
         first = trainer("openai", service)
@@ -203,10 +223,10 @@ def test_a_key_is_read_from_its_variable_and_shown_to_nobody(tmp_path: Path, mon
 
 def test_a_provider_that_is_away_leaves_the_job_open(tmp_path: Path) -> None:
     with serving("openai", looks=10**6) as service:
-        service.after = lambda number: service.refused.append(503) if len(service.jobs) else None
+        service.before = lambda number: service.refused.append(503) if service.jobs else None
         with pytest.raises(TrainingError, match="looked after"):
             trainer("openai", service, patience=0.2).train(TASK, examples(), into=tmp_path, seed=0)
-        service.after = lambda number: None
+        service.before = lambda number: None
         service.refused.clear()
         service.looks = 0
         trainer("openai", service).train(TASK, examples(), into=tmp_path, seed=0)

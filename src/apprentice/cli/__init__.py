@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from apprentice.cli import answer, begin, operate, teach, watch
+from apprentice.cli import answer, begin, dataset, models, operate, teach, versions, watch
 from apprentice.cli.terminal import Command, Either, fail
 from apprentice.errors import ApprenticeError
 
@@ -21,6 +21,9 @@ COMMANDS: tuple[Command, ...] = (
     *watch.COMMANDS,
     *operate.COMMANDS,
     *teach.COMMANDS,
+    *versions.COMMANDS,
+    *dataset.COMMANDS,
+    *models.COMMANDS,
 )
 
 

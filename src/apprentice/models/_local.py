@@ -359,13 +359,16 @@ class Local:
         """The server's process, if it is ours and runs."""
         return self._process.pid if self._process is not None and self._process.alive else None
 
-    async def ready(self, timeout: Seconds = 600.0) -> None:
-        """Wait until it can answer. Raises ModelUnavailable that says why it cannot, or cannot yet."""
+    async def ready(self, timeout: Seconds = 600.0, *, patient: bool = True) -> None:
+        """Wait until it can answer. Raises ModelUnavailable that says why it cannot, or cannot yet.
+
+        Without patience the first failure is raised, although it will be tried again.
+        """
         self._begin()
         try:
             async with asyncio.timeout(timeout):
                 while self._state.stage != "ready":
-                    if self._final:
+                    if self._final or (not patient and self._state.stage == "failed"):
                         raise self._unavailable()
                     self._changed.clear()
                     await self._changed.wait()

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from apprentice import process, wire
+from apprentice import process, weights, wire
 from apprentice.errors import ConfigError, MissingExtra, ModelError, ModelRejected
 from apprentice.models import mapping, name_of, shape
 from apprentice.models._confidence import Rule, tokens_of
@@ -139,6 +139,9 @@ class _LlamaCpp:
 
     def command(self, port: int) -> Command:
         assert self._model is not None
+        for path in (self._model, self._adapter):
+            if path is not None:
+                weights.check(path)  # before C++ reads it
         binary, threads, context, parallel, flags = self._launch
         needed, available = memory_needed(self._model, context, parallel), process.available_memory()
         needed += self._adapter.stat().st_size if self._adapter is not None else 0

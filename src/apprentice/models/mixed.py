@@ -10,11 +10,11 @@ import inspect
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from apprentice import fields, heads, plugins
 from apprentice.errors import ConfigError, MissingExtra, ModelRejected
-from apprentice.types import Answer, Json, Model, Task
+from apprentice.types import Answer, Json, ManyModel, Model, Task
 
 
 def build(
@@ -36,12 +36,12 @@ def build(
     manifest = heads.manifest_of(folder, heads.MIXED)
     try:
         parts = _Parts(**{name: manifest[name] for name in _Parts._fields})
-        for part in (parts.closed_part, parts.rest_part):
-            if part is not None and Path(part).name != part:
+        for part in (parts.closed_part, *([] if parts.rest_part is None else [parts.rest_part])):
+            if Path(part).name != part:
                 raise ValueError(f"{part!r} is no folder of its own")
     except (KeyError, TypeError, ValueError) as error:
         raise heads.damaged(folder, f"its manifest cannot be read: {error}") from error
-    embedded: Model = plugins.build("models", "embedded", checkpoint=folder / parts.closed_part)
+    embedded: ManyModel = plugins.build("models", "embedded", checkpoint=folder / parts.closed_part)
     taught = None if parts.rest_part is None else folder / parts.rest_part
     # An untaught model's confidence is that in what is compared; a taught one's was calibrated for fields of its own.
     counted = parts.compared if taught is None and parts.compared else None
@@ -61,9 +61,17 @@ class _Parts(NamedTuple):
     rest_part: str | None
 
 
+class _Generative(Model, Protocol):
+    """A model that says how much it may be asked and answer."""
+
+    max_tokens: int
+
+    def request_bytes(self, task: Task, input: Json) -> int: ...
+
+
 class _Closed(NamedTuple):
     name: str
-    model: Model
+    model: ManyModel
     parts: _Parts
 
 
@@ -80,7 +88,8 @@ class _Asked(NamedTuple):
 class Mixed:
     """Answers a task's inputs; ready when the generative student is."""
 
-    def __init__(self, rest: Model, closed: _Closed | None) -> None:
+    def __init__(self, rest: _Generative, closed: _Closed | None) -> None:
+        self.max_tokens = rest.max_tokens
         self._rest = rest
         self._closed = closed
         self._asked: _Asked | None = None  # the last task
@@ -116,6 +125,14 @@ class Mixed:
             "latency": time.monotonic() - began,
         }
         return written.model_copy(update=changed)
+
+    def request_bytes(self, task: Task, input: Json) -> int:
+        """Never fewer than the tokens that the generative student is asked with. Blocks while the other one decides."""
+        if self._closed is None:
+            return self._rest.request_bytes(task, input)
+        asked = self._tasks(self._closed, task)
+        [decided] = self._closed.model.answer_many(asked.closed, [input])
+        return self._rest.request_bytes(asked.rest, fields.told(input, decided.output))
 
     def state(self) -> object:
         """Where the generative student is in its life, as it says it itself."""
@@ -155,7 +172,7 @@ class Mixed:
 
 def _generative(
     rest: dict[str, Any], checkpoint: Path | None, model: str | None, log_dir: str | None, counted: list[str] | None
-) -> Model:
+) -> _Generative:
     settings = dict(rest)
     backend = settings.pop("backend", None)
     if not isinstance(backend, str):
@@ -163,7 +180,7 @@ def _generative(
             "model 'mixed': `rest` needs a `backend`", hint="rest: {backend: llama_cpp, model: base.gguf}"
         )
     known = inspect.signature(plugins.find("models", backend).build).parameters
-    if "checkpoint" not in known or "model" not in known:
+    if not {"checkpoint", "model"} <= set(known) or "rest" in known:
         # What is asked here is booked nowhere, so it must not cost anything.
         raise ConfigError(
             f"model 'mixed': {backend!r} is no generative model on a server of our own",
@@ -172,7 +189,7 @@ def _generative(
     for name, value in {"checkpoint": checkpoint, "model": model, "log_dir": log_dir, "fields": counted}.items():
         if value is not None and name in known:
             settings.setdefault(name, value)
-    built: Model = plugins.build("models", backend, **settings)
+    built: _Generative = plugins.build("models", backend, **settings)
     return built
 
 

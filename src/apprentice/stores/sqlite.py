@@ -360,7 +360,7 @@ def _promote(
             hint="somebody else does this job now; leave it to them",
         )
     key = (to_text(task), to_text(version))
-    states = dict(fetch(connection, "SELECT id, state FROM versions WHERE task = ?", key[:1]))
+    states: dict[str, str] = dict(fetch(connection, "SELECT id, state FROM versions WHERE task = ?", key[:1]))
     if key[1] not in states:
         raise _no_version(task, version)
     last = fetch(connection, "SELECT MAX(number) FROM promotions WHERE task = ?", key[:1])[0][0]

@@ -360,6 +360,7 @@ def _serve(kind: type[_Wire], base: str, service: Service) -> Iterator[Service]:
             self.send_response(told.status)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(told.body)))
+            self.send_header("connection", "close")
             self.end_headers()
             self.wfile.write(told.body)
 

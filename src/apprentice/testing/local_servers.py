@@ -185,6 +185,8 @@ class _LlamaCpp(_Chat):
         match method, path:
             case "GET", "/health":
                 return {"status": "ok"}
+            case "GET", "/v1/models":
+                return {"object": "list", "data": [{"id": self.model, "object": "model", "owned_by": "llamacpp"}]}
             case "GET", "/props":
                 return {"model_path": f"/models/{self.model}", "default_generation_settings": {"n_ctx": self.context}}
             case "POST", "/completion":
@@ -269,6 +271,10 @@ class _Ollama(LocalServer):
                 return {"models": [self._about(name) | expires for name in loaded]}
             case "POST", "/api/create":
                 return self._create(body)
+            case "POST", "/api/pull":
+                if body["model"] != self.model:
+                    raise Status(500, {"error": "pull model manifest: file does not exist"})
+                return {"status": "success"}
             case "POST", "/api/show" | "/api/generate" | "/api/chat":
                 name = body["model"].removesuffix(":latest")
                 if name not in (self.model, *self.adapters):

@@ -106,6 +106,7 @@ class Service(Protocol):
 
     kind: Literal["reference", "adapter"]
     provider: str
+    hint: str | None  # for a job that could not be created
     least: int  # rows of a dataset
     hidden: Seconds  # after so long a job that was created shows where it is looked for
 
@@ -211,6 +212,7 @@ class Remote:
             raise ConfigError(f"trainer {service.provider!r}: poll, patience and timeout should be above 0")
         wire.check_url(base_url, allow_internal=allow_internal)
         self.model = f"{service.provider}/{model}"
+        self.kind = service.kind
         self._service = service
         self._at: dict[str, Any] = {"base_url": base_url, "key_env": key_env, "allow_internal": allow_internal}
         self._at["timeout"] = timeout
@@ -280,9 +282,9 @@ class Remote:
         if row.open or not (row.checkpoint and (into / row.checkpoint).is_dir()):
             row = _alone(self._finished(rows, row))
         if row.end != "succeeded" or row.checkpoint is None:
-            raise TrainingError(
-                f"{row.model}: job {row.name} ({row.remote_id or 'not created'}) {row.end}: {row.problem}"
-            )
+            made = row.remote_id or "not created"
+            said = f"{row.model}: job {row.name} ({made}) {row.end}: {row.problem}"
+            raise TrainingError(said, hint=self._service.hint if row.remote_id is None else None)
         manifest = json.loads((into / row.checkpoint / "manifest.json").read_bytes())
         return Checkpoint(id=row.checkpoint, path=into / row.checkpoint, manifest=manifest)
 
@@ -361,6 +363,7 @@ class Remote:
                     before, row = row, await self._step(at, rows, row)
                     failing = None
                     if not row.open:
+                        rows.forget_data(row)
                         return row
                     wait = 0.0 if row.state != before.state or row.dataset != before.dataset else wait
                 except ModelError as error:
@@ -514,6 +517,10 @@ class _Rows:
 
     def write_data(self, name: str, data: bytes) -> None:
         replace_file(self.folder / f"{name}.jsonl", data)
+
+    def forget_data(self, row: Row) -> None:
+        """What people wrote does not lie about longer than it is needed."""
+        (self.folder / f"{row.name}.jsonl").unlink(missing_ok=True)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:

@@ -73,6 +73,7 @@ def build(
 class _Fireworks:
     kind: Literal["reference", "adapter"] = "adapter"
     provider = "fireworks"
+    hint: str | None = None
     least = 3
     hidden: Seconds = 0.0  # an id of ours is there or not
 

@@ -36,6 +36,8 @@ def build(
         raise ConfigError(f"trainer 'mixed': {rest!r} writes no text", hint="name a trainer of generative models")
     embedded: Updater = plugins.build("trainers", "embedded", **closed)
     generative: Trainer | None = None if rest is None else plugins.build("trainers", rest, **rest_settings or {})
+    if hasattr(generative, "quote"):  # whoever lets this trainer work asks it alone for its price
+        raise ConfigError(f"trainer 'mixed': {rest!r} costs money, which is not booked for a part of a training")
     return Mixed(embedded, generative, everything=closed.get("fields") is None)
 
 
@@ -144,7 +146,9 @@ class Mixed:
         if not fields.compared(task, closed):  # then how sure it is of all of them is the best that there is
             schema = fields.plain(closed_task.output_schema)
             closed_task = closed_task.model_copy(update={"output_schema": schema})
-        return _Split(closed, rest, compared, closed_task, fields.following(task, closed, rest))
+        # Without our marks, as it will be asked.
+        bare = task.model_copy(update={"output_schema": fields.plain(task.output_schema)})
+        return _Split(closed, rest, compared, closed_task, fields.following(bare, closed, rest))
 
 
 def _closed_rows(split: _Split, examples: Sequence[Example]) -> list[Example]:

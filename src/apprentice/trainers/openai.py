@@ -61,6 +61,10 @@ def build(
 class _OpenAI:
     kind: Literal["reference", "adapter"] = "reference"
     provider = "openai"
+    hint: str | None = (
+        "OpenAI takes new fine-tuning jobs until 6 January 2027, and only from organisations that use such models; "
+        "`apprentice export` writes the same data for others"
+    )
     least = 10
 
     def __init__(self, hidden: Seconds) -> None:
