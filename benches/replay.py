@@ -12,7 +12,6 @@ each request. Seed 0 replays the order of the recording; further `--seeds` shuff
 from __future__ import annotations
 
 import argparse
-import asyncio
 import gzip
 import json
 import sys
@@ -33,7 +32,7 @@ from numpy.typing import NDArray
 from apprentice import confidence, decide, demo, learn, plugins, promotion
 from apprentice.config import Config, TaskConfig
 from apprentice.demo import Row
-from apprentice.types import Answer, Correction, Decision, Encoder, Evidence, ManyModel, Record
+from apprentice.types import Answer, Correction, Decision, Encoder, Evidence, ManyModel, Record, Trainer
 from benches import Figure, Options, at_least, at_most, run, shown
 from benches.controller import Naive, Product, Rule
 
@@ -106,7 +105,12 @@ class Student:
         self.tried_at = len(self.records)
         chosen = learn.select(self.records, self.gold(now), self.config.local.gold_weight)
         selection, _ = learn.lawful(self.config, self.task, chosen, datetime.now(UTC).date())
-        checkpoint = asyncio.run(learn.train(self.config, self.task, selection, self.seed, time.time))
+        trainer: Trainer = plugins.build("trainers", "embedded")
+        into = self.config.local.model_dir / self.task.name
+        into.mkdir(parents=True, exist_ok=True)
+        checkpoint = trainer.train(
+            self.task.learnable_task, selection.training, into=into, seed=self.seed, licence=selection.licence
+        )
         model: ManyModel = plugins.build("models", self.config.local.backend, checkpoint=str(checkpoint.path))
         answers = model.answer_many(self.task.task, self.inputs)
         said = [str(answer.output["intent"]) for answer in answers]

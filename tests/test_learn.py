@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
 from datetime import date
@@ -15,7 +16,7 @@ from apprentice.config import Config, TaskConfig
 from apprentice.errors import ConfigError, StoreError, TrainingError
 from apprentice.learn import due, learn, select
 from apprentice.promotion import fingerprint, held_out
-from apprentice.types import Answer, Checkpoint, Decision, Record, Score, Store
+from apprentice.types import Answer, Checkpoint, Correction, Decision, Lease, Record, Score, Store
 
 from .conftest import YAML, right, texts
 
@@ -239,7 +240,8 @@ async def test_a_permission_that_ends_between_selection_and_start_stops_the_job(
         selection = await teaching.permit(config, config.task("sort"), chosen, store, lambda: next(clock))
         next(clock)
         with pytest.raises(TrainingError, match="not those that were selected"):
-            await teaching.train(config, config.task("sort"), selection, 0, lambda: next(clock))
+            lease = Lease("learn/sort", "a", 1, 1e9)
+            await teaching.train(config, config.task("sort"), selection, 0, lambda: next(clock), store, lease)
     finally:
         await store.close()
 
@@ -317,5 +319,29 @@ async def test_a_candidate_is_tried_out_while_the_champion_serves_unless_it_has_
         third = await learn(config, "sort", store, clock=lambda: 3.0, owner="a", force=True)
         assert third is not None and third.state == "champion"
         assert [version.state for version in await store.versions("sort")] == ["retired", "rejected", "champion"]
+    finally:
+        await store.close()
+
+
+async def test_a_correction_makes_the_next_cycle_go_on_from_the_champion(configured: Configured) -> None:
+    config = configured()
+    store = await filled(config, 80)
+    try:
+        first = await learn(config, "sort", store, clock=lambda: 5.0, owner="a")
+        assert first is not None
+        plain = await learn(config, "sort", store, clock=lambda: 6.0, owner="a", force=True)
+        row = next(e for e in select(await store.records("sort")).training if e.target["kind"] != "tool")
+        assert row.request_id is not None
+        word = Correction(request_id=row.request_id, task="sort", at=7.0, action="corrected", target={"kind": "tool"})
+        await store.add_correction(word)
+        second = await learn(config, "sort", store, clock=lambda: 8.0, owner="a", force=True)
+        assert plain is not None and second is not None
+        manifests = [json.loads((Path(v.path) / "manifest.json").read_text()) for v in (first, plain, second)]
+        assert [manifest.get("updated_from") for manifest in manifests] == [None, None, plain.checkpoint]
+        for number, text in enumerate(texts(200, seed=9)):  # too many for an update
+            await store.append(answered(1000 + number, text, right(text)))
+        third = await learn(config, "sort", store, clock=lambda: 9.0, owner="a", force=True)
+        assert third is not None
+        assert "updated_from" not in json.loads((Path(third.path) / "manifest.json").read_text())
     finally:
         await store.close()

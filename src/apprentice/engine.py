@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import math
 import os
 import time
 import uuid
@@ -234,7 +233,7 @@ class Apprentice:
 
         async def change() -> None:
             await self._live(task)
-            await set_mode(self._store, task, mode, at=self._clock(), seconds=seconds)
+            await lineage.set_mode(self._store, task, mode, at=self._clock(), seconds=seconds)
             await self._catch_up()
 
         await self._bridge.here(change())
@@ -313,6 +312,14 @@ class Apprentice:
         made = await how(self.config, self._store, task, version, at=self._clock(), **who)
         await self._catch_up()
         return made
+
+    async def local_state(self, task: str) -> str:
+        """Where the task's local model is in its life, in words: "ready", "still loading, 40 %", "failed: …"."""
+
+        async def read() -> str:
+            return (await self._live(task)).shelf.state()
+
+        return await self._bridge.here(read())
 
     async def idle(self) -> None:
         """Return when nothing that this process started in the background is running: no teaching cycle, no probe."""
@@ -779,22 +786,3 @@ class Apprentice:
 def new_id() -> str:
     """A fresh id for a request or an attempt."""
     return uuid.uuid4().hex
-
-
-async def set_mode(
-    store: Store, task: str, mode: Literal["remote", "auto"], *, at: Seconds, seconds: Seconds | None = None
-) -> Mode:
-    """The mode as every process on the store will see it; recorded as the event MODE, too. See `Apprentice.mode`."""
-    if seconds is not None and (mode == "auto" or not 0 < seconds < math.inf):
-        raise ConfigError(
-            f"mode {mode!r} for {seconds!r} seconds means nothing",
-            hint="`remote` takes a time above 0, or none: until `auto`, which takes none",
-        )
-    until = None if seconds is None else at + seconds
-    await store.set_mode(task, mode, until, at)
-    spell = "until `auto`" if until is None else f"for {seconds:g} seconds"
-    message = f"the remote alone answers {spell}" if mode == "remote" else "the state of the task decides who answers"
-    await store.add_event(
-        Event(name="MODE", task=task, at=at, message=message, evidence={"mode": mode, "until": until})
-    )
-    return Mode(mode=mode, until=until, at=at)

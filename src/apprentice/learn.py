@@ -7,6 +7,7 @@ checked again when the version is promoted, so that a worker that was thought de
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections import Counter
@@ -16,12 +17,14 @@ from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
-from apprentice import decide, feedback, licence, lineage, plugins, promotion
+from apprentice import decide, feedback, jobs, licence, lineage, plugins, promotion
 from apprentice.config import Config, Local, Remote, TaskConfig
 from apprentice.errors import ConfigError, ModelError, StoreError, TrainingError
 from apprentice.evaluators import field
+from apprentice.purse import Purse
 from apprentice.request import validated
 from apprentice.shelf import load, ready
+from apprentice.trainers import Updater
 from apprentice.types import (
     Answer,
     Checkpoint,
@@ -98,7 +101,8 @@ async def learn(
         if not selection.training:
             raise TrainingError(f"task {task_name!r} has no recorded answer to learn from yet")
         selection = await permit(config, task, selection, store, clock)
-        checkpoint = await train(config, task, selection, seed, clock)
+        base = await going_on(task, selection, corrected, store)
+        checkpoint = await train(config, task, selection, seed, clock, store, lease, base=base)
         examination = await examine(config, task, selection, checkpoint, store)
         return await promote(task_name, selection, checkpoint, examination, store, lease, clock)
 
@@ -224,12 +228,38 @@ def teachers(config: Config) -> list[tuple[Remote, licence.Teacher]]:
     return [(r, licence.Teacher(role, r.provider, r.model, r.host, r.permission)) for role, r in roles]
 
 
+async def going_on(
+    task: TaskConfig, selection: Selection, corrected: Iterable[tuple[Record, Correction]], store: Store
+) -> Path | None:
+    """The champion's checkpoint where the cycle should be quick: it is urgent, or people said something since then.
+
+    None also where a row may not train: nobody can say that the champion learned nothing from it.
+    """
+    versions = await store.versions(task.name)
+    champion = next((version for version in versions if version.state == "champion"), None)
+    if champion is None or len(selection.training) < len(selection.chosen):
+        return None
+    urgent = decide.is_urgent(versions, await store.events(task.name, names=sorted(decide.URGENT)))
+    said = any(word.at > champion.created_at for _, word in corrected)
+    return Path(champion.path) if urgent or said else None
+
+
 async def train(
-    config: Config, task: TaskConfig, selection: Selection, seed: int, clock: Callable[[], Seconds]
+    config: Config,
+    task: TaskConfig,
+    selection: Selection,
+    seed: int,
+    clock: Callable[[], Seconds],
+    store: Store,
+    lease: Lease,
+    *,
+    base: Path | None = None,
 ) -> Checkpoint:
     """A checkpoint of the configured trainer, in a thread, so that the lease goes on being renewed.
 
-    The terms are looked at once more: raises TrainingError when a row may no longer train.
+    `base`: a checkpoint to go on from where the trainer can do that; the manifest says then `updated_from`. The terms
+    are looked at once more: raises TrainingError when a row may no longer train. What a service bills for training is
+    held before and settled after: raises BudgetError.
     """
     again = licence.sift(selection.chosen, _ruling(config, task, licence.day(clock())))
     licence.check_proof(selection.licence, again)
@@ -240,13 +270,30 @@ async def train(
             hint="name a trainer in `local.fine_tune_backend`, say: embedded",
         )
     trainer = plugins.build("trainers", local.fine_tune_backend, **local.fine_tune_settings)
+    if getattr(trainer, "kind", None) == "reference":
+        raise ConfigError(
+            f"what {local.fine_tune_backend!r} trains stays at its provider, and {local.backend!r} cannot serve it",
+            hint="use a trainer that gives the weights; or train it from a program, and use the model as a `remote`",
+        )
     into = local.model_dir / task.name
     into.mkdir(parents=True, exist_ok=True)
     proof = {key: value for key, value in selection.licence.items() if key != "judged"}  # the same rows, the same id
-    trained: Checkpoint = await asyncio.to_thread(
-        trainer.train, task.learnable_task, selection.training, into=into, seed=seed, licence=proof
+    if base is not None and isinstance(trainer, Updater):
+        with contextlib.suppress(TrainingError):  # only teaching in full will do; what else is wrong, that says again
+            return await asyncio.to_thread(
+                trainer.update, task.learnable_task, selection.training, base=base, into=into, seed=seed, licence=proof
+            )
+    return await jobs.train(
+        task,
+        trainer,
+        selection.training,
+        into=into,
+        seed=seed,
+        licence=proof,
+        lease=lease,
+        store=store,
+        purse=Purse(config, store, clock=clock),
     )
-    return trained
 
 
 async def examine(
@@ -377,7 +424,8 @@ async def promote(
             checkpoint=checkpoint.id,
             path=str(checkpoint.path),
             state="candidate" if screening.promote else "rejected",
-            trained_on=len(selection.training),
+            # A job that was open is finished with the examples that it was begun with.
+            trained_on=int(checkpoint.manifest.get("examples", len(selection.training))),
             created_at=clock(),
             metrics={
                 "labels": selection.labels,
@@ -385,7 +433,7 @@ async def promote(
                 "held_out": {"n": screening.n, "candidate": screening.candidate, "champion": screening.champion},
                 "reason": screening.reason,
                 "examination": dict(examination.measured),
-                "licence": dict(selection.licence),
+                "licence": dict(selection.licence) | dict(checkpoint.manifest.get("licence", {})),
                 "confidences": examination.confidences,
                 "calibration": checkpoint.manifest.get("calibration"),
             },

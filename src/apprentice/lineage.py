@@ -1,4 +1,4 @@
-"""The versions of a task: what serves, what is tried out, what served before, and how any of that is changed.
+"""What serves a task: its versions, what is tried out, what served before, and how any of that is changed.
 
 Every change is one row of the history and one Event, with who made it and why. An engine follows from its next request on.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import math
 import os
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -16,7 +17,7 @@ from apprentice.config import Config, TaskConfig
 from apprentice.errors import ConfigError
 from apprentice.promotion import Ramp, Trial
 from apprentice.shelf import load
-from apprentice.types import Confidence, Event, Promotion, PromotionState, Seconds, Store, Version
+from apprentice.types import Confidence, Event, Mode, Promotion, PromotionState, Seconds, Store, Version
 
 BY_ITSELF = "apprentice"  # who did it, where nobody did
 
@@ -182,3 +183,22 @@ async def _check_loads(task: TaskConfig, config: Config, version: Version) -> No
             hint="nothing was changed; choose another version, or restore its files",
         ) from error
     await model.close()
+
+
+async def set_mode(
+    store: Store, task: str, mode: Literal["remote", "auto"], *, at: Seconds, seconds: Seconds | None = None
+) -> Mode:
+    """The mode as every process on the store will see it; recorded as the event MODE, too. See `Apprentice.mode`."""
+    if seconds is not None and (mode == "auto" or not 0 < seconds < math.inf):
+        raise ConfigError(
+            f"mode {mode!r} for {seconds!r} seconds means nothing",
+            hint="`remote` takes a time above 0, or none: until `auto`, which takes none",
+        )
+    until = None if seconds is None else at + seconds
+    await store.set_mode(task, mode, until, at)
+    spell = "until `auto`" if until is None else f"for {seconds:g} seconds"
+    message = f"the remote alone answers {spell}" if mode == "remote" else "the state of the task decides who answers"
+    await store.add_event(
+        Event(name="MODE", task=task, at=at, message=message, evidence={"mode": mode, "until": until})
+    )
+    return Mode(mode=mode, until=until, at=at)

@@ -18,6 +18,7 @@ from zoneinfo import ZoneInfo
 from apprentice import budget, calibration, confidence, decide
 from apprentice.config import Config, TaskConfig
 from apprentice.errors import InvalidRequest
+from apprentice.promotion import Ramp
 from apprentice.types import (
     Cap,
     Confidence,
@@ -536,12 +537,17 @@ class _Past:
 
     history: _History
     state: confidence.State = field(default_factory=confidence.State)
+    ramp: Ramp = field(default_factory=Ramp)
     said: deque[Confidence] = field(default_factory=lambda: deque(maxlen=_LAG))
 
     def reach(self, row: Evidence) -> None:
         """Come to the Record: the versions promoted before it have started."""
         self._fold([], before=row.seq)
-        self.said.append(confidence.standing(self.state, self.history.settings))
+        now = confidence.standing(self.state, self.history.settings)
+        if (trial := self.ramp.trial) is not None:
+            rate = self.ramp.rate(now.sampling_rate, self.history.settings.floor)
+            now = confidence.beside(now, trial.version, trial.share, self.history.known.get(trial.version, ()), rate)
+        self.said.append(now)
 
     def fold(self, row: Evidence) -> dict[str, str]:
         """What becomes true by the Record."""
@@ -554,7 +560,8 @@ class _Past:
     def _fold(self, rows: list[Evidence], before: float = math.inf) -> dict[str, str]:
         promotions = [made for made in self.history.promotions if made.after < before]
         found = confidence.fold(self.state, self.history.settings, rows, promotions, self.history.known)
-        return {seen.name: seen.message for _, seen in found}
+        said = {seen.name: seen.message for _, seen in found}
+        return said | {step.name: step.message for _, step in self.ramp.fold(rows, promotions)}
 
     def lag(self, record: Record) -> int | None:
         """How many Records ago the state last said what was decided."""
@@ -571,8 +578,12 @@ def _follows(record: Record, said: Confidence) -> bool:
         forced_remote=made.reason == "forced",
         coin=0.0 if made.audit else 1.0,  # which side it fell on is in the Record
     )
+    if record.version is not None and record.version == said.canary:
+        again = decide.try_out(again, said, coin=0.0)
     parts = ("p", "audit", "level", "threshold", "phase")
-    return record.version in (None, said.version) and all(getattr(again, part) == getattr(made, part) for part in parts)
+    return record.version in (None, said.version, said.canary) and all(
+        getattr(again, part) == getattr(made, part) for part in parts
+    )
 
 
 # --- planning ----------------------------------------------------------------------------------------------------------

@@ -319,7 +319,7 @@ async def test_a_model_that_does_not_fit_into_memory_is_not_started() -> None:
 async def test_what_is_no_gguf_file_is_told(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "odd.gguf").write_bytes(content)
     model = owned(model=str(tmp_path / "odd.gguf"))
-    with pytest.raises(ModelUnavailable, match="odd.gguf is refused"):
+    with pytest.raises(ModelUnavailable, match=r"odd\.gguf is refused"):
         await model.ready()
     await model.close()
 

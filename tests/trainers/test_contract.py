@@ -17,6 +17,8 @@ from apprentice.testing.trainers import CHECKS, TASK, UPDATE_CHECKS, Case, Check
 from apprentice.trainers import Updater
 from apprentice.types import Checkpoint, Model, Task
 
+from .services import serving, trainer
+
 NAMES = [module.name for module in pkgutil.iter_modules(apprentice.trainers.__path__) if module.name[0] != "_"]
 TEXT = {"type": "string", "x-free-text": True}
 REPLY = {"reply": "Here you are."}
@@ -37,8 +39,8 @@ def embedded(encoder: str) -> Callable[[], AbstractAsyncContextManager[Case]]:
             model: Model = plugins.build("models", "embedded", checkpoint=str(checkpoint.path))
             return model
 
-        trainer = plugins.build("trainers", "embedded", encoder=encoder)
-        yield Case(trainer, serve, answering("write", both=False))
+        made = plugins.build("trainers", "embedded", encoder=encoder)
+        yield Case(made, serve, answering("write", both=False))
 
     return case
 
@@ -52,13 +54,33 @@ async def mixed() -> AsyncIterator[Case]:
             model: Model = plugins.build("models", "mixed", checkpoint=str(checkpoint.path), rest=rest)
             return model
 
-        trainer = plugins.build("trainers", "mixed", closed={"encoder": "tfidf"})
-        yield Case(trainer, serve, TASK, answering("answer", both=True), REPLY)
+        made = plugins.build("trainers", "mixed", closed={"encoder": "tfidf"})
+        yield Case(made, serve, TASK, answering("answer", both=True), REPLY)
+
+
+def remote(name: str) -> Callable[[], AbstractAsyncContextManager[Case]]:
+    """A service that has learned what it was sent is asked itself."""
+
+    @contextlib.asynccontextmanager
+    async def case() -> AsyncIterator[Case]:
+        with serving(name, looks=0) as service:
+            base_url = service.url + ("/inference/v1" if name == "fireworks" else "")
+
+            def serve(checkpoint: Checkpoint) -> Model:
+                settings = {"model": checkpoint.manifest["model"], "base_url": base_url, "allow_internal": True}
+                model: Model = plugins.build("models", "openai", **settings)
+                return model
+
+            yield Case(trainer(name, service), serve)
+
+    return case
 
 
 CASES: dict[str, list[Callable[[], AbstractAsyncContextManager[Case]]]] = {
     "embedded": [embedded("minilm"), embedded("tfidf")],
+    "fireworks": [remote("fireworks")],
     "mixed": [mixed],
+    "openai": [remote("openai")],
 }
 PLACES = [(name, number) for name, cases in CASES.items() for number in range(len(cases))]
 

@@ -9,7 +9,7 @@ import time
 from apprentice.cli.terminal import Command, duration, mode_text, print_json, with_store
 from apprentice.config import Config
 from apprentice.doctor import Finding, examine, worst
-from apprentice.engine import set_mode
+from apprentice.lineage import set_mode
 from apprentice.purse import resume
 from apprentice.types import Mode, Store
 

@@ -40,6 +40,7 @@ _WHY: dict[Reason, str] = {
     "audit": "the coin came up: both were asked, to compare them",
     "deferred": "the local model was not sure enough",
     "certified": "at the level in force the local model answers alone",
+    "canary": "the version that is tried out answers a share of what is served alone",
     "forced": "an operator asked for the remote",
     "local_invalid": "the local answer did not fit the schema",
     "local_failed": "the local model failed",

@@ -19,10 +19,13 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 from pydantic import SecretStr
 
 from apprentice import wire
+from apprentice.dialogues import FORM as FORM
+from apprentice.dialogues import as_json as as_json
+from apprentice.dialogues import is_object
+from apprentice.dialogues import system as system
 from apprentice.errors import (
     Became,
     ConfigError,
-    InvalidInput,
     ModelError,
     ModelRefused,
     ModelRejected,
@@ -31,8 +34,6 @@ from apprentice.errors import (
     OutOfMoney,
 )
 from apprentice.types import Answer, FinishState, Json, Model, Seconds, Task, Usage
-
-FORM = "Answer with one JSON value that fits the given schema, and with nothing else."
 
 
 class Endpoint:
@@ -382,7 +383,7 @@ def shape(schema: dict[str, Json]) -> Shape:
     >>> shape({"type": "integer"}).schema["properties"]
     {'value': {'type': 'integer'}}
     """
-    if _names_object(schema):
+    if is_object(schema):
         return Shape(schema, wrapped=False)
     # Definitions are looked up from the root, so they move there with it.
     lifted: dict[str, Json] = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
@@ -399,31 +400,12 @@ def shape(schema: dict[str, Json]) -> Shape:
     )
 
 
-def system(task: Task) -> str:
-    """The system message: what is asked, how, and in which form."""
-    return "\n\n".join(part for part in (task.description, task.instructions, FORM) if part)
-
-
 def turns(task: Task, input: Json) -> list[Turn]:
     """The examples as turns of a conversation, and the input as the last one."""
     found: list[Turn] = []
     for example in task.examples:
         found += [Turn("user", example["input"]), Turn("assistant", example["output"])]
     return [*found, Turn("user", input)]
-
-
-def as_json(value: Json) -> str:
-    """The value as JSON text on one line, with as few bytes as JSON allows, that UTF-8 can carry.
-
-    Also a bare text is written as JSON, so that nothing in it can be taken for a part of the prompt. Raises
-    InvalidInput for what JSON cannot say (NaN, objects of Python).
-    """
-    try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        # Half of a surrogate pair has no UTF-8; escaped, it travels as it is.
-        return text if text.isascii() or _is_utf8(text) else json.dumps(value, separators=(",", ":"))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidInput(f"the value is not JSON: {type(error).__name__}") from error
 
 
 def parse(text: str) -> tuple[Json, str | None]:
@@ -532,14 +514,3 @@ def _is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _names_object(schema: dict[str, Json]) -> bool:
-    """Whether the root is an object, also through one reference into its own definitions (pydantic writes such)."""
-    reference = schema.get("$ref")
-    if isinstance(reference, str):
-        target: Any = schema
-        for part in reference.removeprefix("#/").split("/"):
-            target = target.get(part) if isinstance(target, dict) else None
-        return isinstance(target, dict) and target.get("type") == "object"
-    return schema.get("type") == "object"
