@@ -164,11 +164,11 @@ async def test_losing_the_lease_ends_the_cycle_and_the_worker_goes_on_with_the_o
         await store.append(answered(1000 + number, text, right(text)).model_copy(update={"task": "other"}))
     train = teaching.train
 
-    async def robbed(config: Config, task: TaskConfig, *more: Any) -> Checkpoint:
+    async def robbed(config: Config, task: TaskConfig, *more: Any, **named: Any) -> Checkpoint:
         if task.name == "sort":
             assert await store.acquire("learn/sort", "a thief", time.time() + 100, 1000) is not None
             await asyncio.Event().wait()
-        return await train(config, task, *more)
+        return await train(config, task, *more, **named)
 
     monkeypatch.setattr(teaching, "train", robbed)
     working = asyncio.create_task(worker.forever(config, every=0.01))

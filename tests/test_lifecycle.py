@@ -175,7 +175,8 @@ async def test_a_remote_that_is_down_fails_deferred_requests_only(configured: Co
         return [text if i % 5 else f"now that gadget {i}" for i, text in enumerate(texts(n, seed))]
 
     async with serve_openai(moody) as server:
-        config = configured(server.url, YAML.replace("phase2_to_phase3: 0.80", "phase2_to_phase3: 0.93"))
+        text = YAML.replace("phase2_to_phase3: 0.80", "phase2_to_phase3: 0.93")
+        config = configured(server.url, text, local={"fine_tune_batch_size": 200})  # two versions, and no canary
         async with Apprentice(config, seed=3) as app:
             results = await play(app, mixed(500, seed=5))
         assert results[-1].decision.phase == "steady"
@@ -191,7 +192,8 @@ async def test_a_remote_that_is_down_fails_deferred_requests_only(configured: Co
             else:
                 assert result.source == "local"
                 outcomes.add(result.decision.reason)
-    assert outcomes == {"certified", "remote_failed", "error"}
+    # Whether some are answered without an audit hangs on how closely the versions are watched at that moment.
+    assert {"remote_failed", "error"} <= outcomes <= {"certified", "remote_failed", "error"}
 
 
 async def test_a_student_that_got_worse_is_withdrawn(steady: Config) -> None:

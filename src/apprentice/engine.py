@@ -397,6 +397,7 @@ class Apprentice:
                 live.state, live.seq = confidence.State.from_json(saved[1]), saved[0]
         live.ramp = await lineage.ramp(self._store, task.name, until=live.seq)
         versions = await self._store.versions(task.name)
+        live.known = {version.id: version.metrics.get("confidences", []) for version in versions}
         live.tried_at = max((version.metrics.get("labels", 0) for version in versions), default=0)
         return live
 

@@ -15,7 +15,7 @@ from datetime import datetime, tzinfo
 from decimal import Decimal
 from zoneinfo import ZoneInfo
 
-from apprentice import budget, calibration, confidence, decide
+from apprentice import budget, calibration, confidence, decide, lineage
 from apprentice.config import Config, TaskConfig
 from apprentice.errors import InvalidRequest
 from apprentice.promotion import Ramp
@@ -189,14 +189,15 @@ async def status(config: Config, store: Store, *, now: Seconds) -> list[TaskStat
     found = []
     for task in config.tasks:
         history = await _read(config, task, store)
-        state = history.live()
+        standing = confidence.summary(history.live(), history.settings)
+        ramp = await lineage.ramp(store, task.name)
         mode = history.mode
         found.append(
             TaskStatus(
                 task=task.name,
                 requests=await store.count(task.name),
                 labels=await store.count(task.name, labelled=True),
-                confidence=confidence.summary(state, history.settings),
+                confidence=history.with_canary(standing, ramp),
                 version=history.champion,
                 mode=mode if mode is not None and mode.forces_remote(now) else None,
                 spend=await _spend(config, task, store, now),
@@ -217,6 +218,13 @@ class _History:
     champion: Version | None
     mode: Mode | None
     known: dict[str, list[float]]
+
+    def with_canary(self, now: Confidence, ramp: Ramp) -> Confidence:
+        """The standing as it is while a canary runs, if one does."""
+        if (trial := ramp.trial) is None:
+            return now
+        rate = ramp.rate(now.sampling_rate, self.settings.floor)
+        return confidence.beside(now, trial.version, trial.share, self.known.get(trial.version, ()), rate)
 
     def live(self) -> confidence.State:
         """The state that an engine has: the last snapshot, and the Records after it."""
@@ -544,10 +552,7 @@ class _Past:
         """Come to the Record: the versions promoted before it have started."""
         self._fold([], before=row.seq)
         now = confidence.standing(self.state, self.history.settings)
-        if (trial := self.ramp.trial) is not None:
-            rate = self.ramp.rate(now.sampling_rate, self.history.settings.floor)
-            now = confidence.beside(now, trial.version, trial.share, self.history.known.get(trial.version, ()), rate)
-        self.said.append(now)
+        self.said.append(self.history.with_canary(now, self.ramp))
 
     def fold(self, row: Evidence) -> dict[str, str]:
         """What becomes true by the Record."""
