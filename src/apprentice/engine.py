@@ -96,11 +96,7 @@ class _Live:
 
     def with_canary(self, now: Confidence) -> Confidence:
         """The standing as it is while a canary runs, if one does."""
-        trial = self.ramp.trial
-        if trial is None:
-            return now
-        rate = self.ramp.rate(now.sampling_rate, self.settings.floor)
-        return confidence.beside(now, trial.version, trial.share, self.known.get(trial.version, ()), rate)
+        return lineage.with_canary(now, self.ramp, self.known, self.settings.floor)
 
     def report(self, name: str, at: Seconds, version: str | None, message: str) -> None:
         """Have an event recorded, once a version."""

@@ -9,7 +9,7 @@ import contextlib
 import getpass
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from apprentice import confidence
@@ -56,6 +56,14 @@ async def ramp(store: Store, task: str, *, until: int | None = None) -> Ramp:
     for _ in found.fold(known, [begun]):
         pass  # what became true was recorded when it did
     return found
+
+
+def with_canary(now: Confidence, ramp: Ramp, known: Mapping[str, Sequence[float]], floor: float) -> Confidence:
+    """The standing as it is while a canary runs, if one does. `known`: confidences on recent inputs, by version."""
+    if (trial := ramp.trial) is None:
+        return now
+    rate = ramp.rate(now.sampling_rate, floor)
+    return confidence.beside(now, trial.version, trial.share, known.get(trial.version, ()), rate)
 
 
 async def standing(config: Config, task: TaskConfig, store: Store) -> Confidence:

@@ -221,10 +221,7 @@ class _History:
 
     def with_canary(self, now: Confidence, ramp: Ramp) -> Confidence:
         """The standing as it is while a canary runs, if one does."""
-        if (trial := ramp.trial) is None:
-            return now
-        rate = ramp.rate(now.sampling_rate, self.settings.floor)
-        return confidence.beside(now, trial.version, trial.share, self.known.get(trial.version, ()), rate)
+        return lineage.with_canary(now, ramp, self.known, self.settings.floor)
 
     def live(self) -> confidence.State:
         """The state that an engine has: the last snapshot, and the Records after it."""
