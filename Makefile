@@ -40,8 +40,11 @@ $(READY): pyproject.toml requirements/dev.txt
 	@$(VENV)/bin/uv pip install -q --python $(PY) --no-deps --no-build-isolation -e .
 	@touch $@
 
+# All extras but those of training: torch is gigabytes, and only the slow tests of training need it.
+EXTRAS = $$($(PY) -c "import tomllib; print(*(f'--extra {name}' for name in tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies'] if name not in ('train', 'unsloth', 'axolotl', 'mlx')))")
+
 lock:
-	@$(VENV)/bin/uv pip compile -q --no-emit-index-url --generate-hashes --universal --python-version 3.12 --all-extras --group dev pyproject.toml -o requirements/dev.txt
+	@$(VENV)/bin/uv pip compile -q --no-emit-index-url --generate-hashes --universal --python-version 3.12 $(EXTRAS) --group dev pyproject.toml -o requirements/dev.txt
 	@echo uv | $(VENV)/bin/uv pip compile -q --no-emit-index-url --generate-hashes --universal --python-version 3.12 - -o requirements/uv.txt
 
 clean:

@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from apprentice import bounds
+from apprentice import agreement, bounds
 from apprentice import confidence as controller
 from apprentice.decide import decide, defer
 from apprentice.promotion import PATIENCE, Trial
@@ -454,7 +454,7 @@ def estimates(seeds: int) -> tuple[float, float, float]:
                 audits.append(score)
             row = Evidence(0, "t", 0.0, "v1", 0.20, 0.02, audit, sure, score, "local")
             controller.observe(state, settings, row)
-        estimate = controller.summary(state, settings).detail["agreement_all"]
+        estimate = agreement.summary(state, settings).detail["agreement_all"]
         plain.append(statistics.fmean(audits) - truth)
         weighted.append(estimate - truth)
     rmse = statistics.fmean(error * error for error in weighted) ** 0.5

@@ -29,7 +29,7 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
-from apprentice import confidence, decide, demo, learn, plugins, promotion
+from apprentice import confidence, decide, demo, plugins, promotion, selection
 from apprentice.config import Config, TaskConfig
 from apprentice.demo import Row
 from apprentice.types import Answer, Correction, Decision, Encoder, Evidence, ManyModel, Record, Trainer
@@ -103,25 +103,25 @@ class Student:
     def teach(self, now: int) -> list[float] | None:
         """One cycle; the new version's confidences on recent requests, or None when it was not promoted."""
         self.tried_at = len(self.records)
-        chosen = learn.select(self.records, self.gold(now), self.config.local.gold_weight)
-        selection, _ = learn.lawful(self.config, self.task, chosen, datetime.now(UTC).date())
+        chosen = selection.select(self.records, self.gold(now), self.config.local.gold_weight)
+        permitted, _ = selection.lawful(self.config, self.task, chosen, datetime.now(UTC).date())
         trainer: Trainer = plugins.build("trainers", "embedded")
         into = self.config.local.model_dir / self.task.name
         into.mkdir(parents=True, exist_ok=True)
         checkpoint = trainer.train(
-            self.task.learnable_task, selection.training, into=into, seed=self.seed, licence=selection.licence
+            self.task.learnable_task, permitted.training, into=into, seed=self.seed, licence=permitted.licence
         )
         model: ManyModel = plugins.build("models", self.config.local.backend, checkpoint=str(checkpoint.path))
         answers = model.answer_many(self.task.task, self.inputs)
         said = [str(answer.output["intent"]) for answer in answers]
-        held_out = [(int(example.request_id or 0), example.target["intent"]) for example in selection.held_out]
+        held_out = [(int(example.request_id or 0), example.target["intent"]) for example in permitted.held_out]
         champion = [float(self.said[n] == target) for n, target in held_out] if self.said else None
         if not promotion.screen([float(said[n] == target) for n, target in held_out], champion).promote:
             return None
         self.said, self.sure = said, [answer.confidence or 0.0 for answer in answers]
         self.versions += 1
         self.urgent = False
-        self.trained_on.append(len(selection.training))
+        self.trained_on.append(len(permitted.training))
         unseen = checkpoint.manifest["out_of_fold"]
         recent = range(max(0, now + 1 - RECENT), now + 1)
         return [float(unseen.get(str(number), self.sure[number])) for number in recent]

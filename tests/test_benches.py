@@ -64,6 +64,14 @@ def test_baselines_spend_exactly_what_the_product_spent() -> None:
     assert {share[name] for name in ("random", "front-loading", "margin")} == {share["product"]}
 
 
+def test_the_way_back_is_short_and_a_killed_cycle_is_finished_by_the_next() -> None:
+    values = {figure["name"]: figure["value"] for figure in short("versions")["figures"]}
+    assert values["rollbacks"] >= 5
+    assert values["rollback, p50"] > 0
+    assert values["processes killed"] == values["exactly one version"] == values["it is the champion"] == 1
+    assert values["of another content than undisturbed"] == 0
+
+
 def test_a_judge_with_a_bill_of_his_own_finds_nothing_overspent() -> None:
     values = {figure["name"]: figure["value"] for figure in short("money")["figures"]}
     assert values["reservations"] >= 20_000

@@ -26,9 +26,10 @@ from apprentice.calls import Provider
 from apprentice.config import Config, Price
 from apprentice.engine import Apprentice
 from apprentice.errors import BudgetExhausted, ConfigError, InvalidInput, StoreError
-from apprentice.learn import due, select
+from apprentice.learn import due
 from apprentice.models import Limits
 from apprentice.purse import suspended_models
+from apprentice.selection import select
 from apprentice.testing.servers import (
     Reply,
     Server,

@@ -138,7 +138,7 @@ async def test_its_share_is_drawn_by_a_coin_of_its_own_and_what_it_answers_is_no
     configured: Configured,
 ) -> None:
     async with serve_openai(honest) as server:
-        config = configured(server.url, local={"learn": "off"})
+        config = configured(server.url, local={"learn": "off"}, sampling={"min_floor": 0.5, "repeat_share": 0})
         await versions(config)
         models: dict[str, Model] = {"v1": Told(), "v2": Told()}
         async with Apprentice(config, seed=1) as app:

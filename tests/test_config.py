@@ -418,7 +418,7 @@ def test_a_key_is_in_no_dump(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_KEY", "sk-very-secret-1")
     config = parse(small(new="  api_key_env: SOME_KEY\nalerts: {webhooks: [SOME_KEY]}\n"))
     assert missing(config) == missing(parse(SMALL))
-    assert "secret" not in repr(config) + config.model_dump_json() + "".join(missing(config))
+    assert "very-secret" not in repr(config) + config.model_dump_json() + "".join(missing(config))
 
 
 def test_references_are_resolved_outside_of_what_is_said_to_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -602,3 +602,18 @@ def test_a_first_configuration_that_would_not_load_is_not_written(settings: dict
     with pytest.raises(ConfigError) as caught:
         init_text(**{"name": "a", "description": "b", **settings})
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("schedule", ["monthly", "quarterly", "every 30d", "every 9999d"])
+def test_a_schedule_is_taken_as_it_is_written(schedule: str) -> None:
+    text = init_text("a", "b").replace("  backend: embedded", f"  schedule: {schedule}\n  backend: embedded", 1)
+    assert parse(text).local.schedule == schedule
+
+
+@pytest.mark.parametrize("schedule", ["yearly", "every 0d", "every 30", "Monthly", "'every 30d '"])
+def test_what_is_no_schedule_is_refused_with_its_field(schedule: str) -> None:
+    text = init_text("a", "b").replace("  backend: embedded", f"  schedule: {schedule}\n  backend: embedded", 1)
+    with pytest.raises(
+        ConfigError, match=r"local\.schedule.*is no schedule such as 'monthly', 'quarterly' or 'every 30d'"
+    ):
+        parse(text)

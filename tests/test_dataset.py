@@ -13,7 +13,7 @@ import pytest
 
 from apprentice import cli, dialogues, feedback, plugins
 from apprentice.config import Config, parse
-from apprentice.learn import select
+from apprentice.selection import select
 from apprentice.types import Answer, Decision, Record, Store
 
 from .conftest import YAML, right, texts

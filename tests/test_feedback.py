@@ -11,8 +11,9 @@ import pytest
 from apprentice import Apprentice, feedback, plugins
 from apprentice.config import Config
 from apprentice.errors import InvalidInput, InvalidRequest, UnknownRequest
-from apprentice.learn import due, gold, learn, select
+from apprentice.learn import due, learn
 from apprentice.promotion import fingerprint, held_out
+from apprentice.selection import gold, select
 from apprentice.testing.servers import serve_openai
 from apprentice.types import Json, Store, Version
 

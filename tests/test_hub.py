@@ -19,6 +19,7 @@ from apprentice.errors import ConfigError, ModelRejected, ModelUnavailable, Unsa
 from apprentice.hub import Order
 from apprentice.testing import hostile
 from apprentice.testing._hostile_gguf import KEYS, ggufs
+from apprentice.testing.local_servers import serve_ollama
 from apprentice.types import Json
 
 SMALL = hostile.gguf(KEYS)
@@ -275,6 +276,43 @@ def test_the_hub_is_told_by_a_person_or_the_environment() -> None:
 async def test_a_hub_in_the_clear_has_to_be_allowed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="in the clear"):
         await hub.from_hub(Order("http://hub.example", "a/b:c.gguf"), tmp_path)
+
+
+# --- into Ollama --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_pull_into_ollama_tells_how_far_it_is() -> None:
+    seen: list[tuple[str, int, int]] = []
+    async with serve_ollama(lambda _: None) as server:
+        said = await hub.into_ollama("base", server.url, tell=lambda *told: seen.append(told))
+        assert server.requests[-1].body == {"model": "base", "stream": True}
+    assert said == {"status": "success"}
+    assert seen == [("797b70c4edf8", there, 4096) for there in (0, 1024, 4096)]
+
+
+@pytest.mark.parametrize(
+    ("last", "why"),
+    [
+        ([{"error": "max retries exceeded: EOF"}], "max retries exceeded: EOF"),
+        ([{"status": "verifying sha256 digest"}], "stopped before the end"),
+        ([], "without a JSON object"),
+        ([{"digest": 7, "total": "many"}, ["odd"]], "without a JSON object"),
+    ],
+)
+async def test_a_pull_that_did_not_come_to_its_end_is_no_success(last: list[Json], why: str) -> None:
+    async with serve_ollama(lambda _: None) as server:
+        server.pulls = [{"status": "pulling manifest"}, *last] if last else []
+        with pytest.raises(ModelUnavailable, match=why) as error:
+            await hub.into_ollama("base", server.url)
+    assert "the next attempt goes on" in (error.value.hint or "")
+
+
+async def test_what_ollama_cannot_find_or_nobody_serves_is_told() -> None:
+    async with serve_ollama(lambda _: None) as server:
+        with pytest.raises(ModelUnavailable, match=r"could not pull nothing.*file does not exist"):
+            await hub.into_ollama("nothing", server.url)
+    with pytest.raises(ModelUnavailable, match="could not pull base"):
+        await hub.into_ollama("base", server.url)
 
 
 # --- from paths ---------------------------------------------------------------------------------------------------------

@@ -14,9 +14,11 @@ from apprentice import feedback, lineage, plugins, worker
 from apprentice import learn as teaching
 from apprentice.config import Config, TaskConfig
 from apprentice.errors import ConfigError, StoreError, TrainingError
-from apprentice.learn import due, learn, select
+from apprentice.learn import due, learn
 from apprentice.promotion import fingerprint, held_out
-from apprentice.types import Answer, Checkpoint, Correction, Decision, Lease, Record, Score, Store
+from apprentice.selection import choose, gold, permit, select
+from apprentice.testing.local_servers import serve_vllm, write_checkpoint
+from apprentice.types import Answer, Checkpoint, Correction, Decision, Json, Lease, Record, Score, Store, Version
 
 from .conftest import YAML, right, texts
 
@@ -237,7 +239,7 @@ async def test_a_permission_that_ends_between_selection_and_start_stops_the_job(
     clock = iter([5.0, 5.0, 86_400.0 * 2])
     try:
         chosen = select(await store.records("sort", labelled=True))
-        selection = await teaching.permit(config, config.task("sort"), chosen, store, lambda: next(clock))
+        selection = await permit(config, config.task("sort"), chosen, store, lambda: next(clock))
         next(clock)
         with pytest.raises(TrainingError, match="not those that were selected"):
             lease = Lease("learn/sort", "a", 1, 1e9)
@@ -254,8 +256,8 @@ async def test_an_approved_answer_is_still_the_remotes_and_its_terms_count(confi
         await feedback.give(config, store, f"r{numbers[0]}", "approved", at=2.0)
         kind = next(kind for kind in ("fruit", "tool") if kind != right(texts(40)[numbers[1]]))
         await feedback.give(config, store, f"r{numbers[1]}", "corrected", at=2.0, target={"kind": kind})
-        chosen = select(await store.records("sort", labelled=True), await teaching.gold(store, "sort"))
-        selection = await teaching.permit(config, config.task("sort"), chosen, store, lambda: 5.0)
+        chosen = select(await store.records("sort", labelled=True), await gold(store, "sort"))
+        selection = await permit(config, config.task("sort"), chosen, store, lambda: 5.0)
         assert [(row.request_id, row.terms) for row in selection.training] == [(f"r{numbers[1]}", "own")]
     finally:
         await store.close()
@@ -343,5 +345,77 @@ async def test_a_correction_makes_the_next_cycle_go_on_from_the_champion(configu
         third = await learn(config, "sort", store, clock=lambda: 9.0, owner="a", force=True)
         assert third is not None
         assert "updated_from" not in json.loads((Path(third.path) / "manifest.json").read_text())
+    finally:
+        await store.close()
+
+
+async def test_the_base_model_is_examined_untaught_once_for_the_same_rows(
+    configured: Configured, tmp_path: Path
+) -> None:
+    untaught = {"kind": "fruit"}
+
+    def answer(body: dict[str, Json]) -> Json:
+        return {"kind": "fruit"} if body["model"].startswith("apprentice-") else untaught
+
+    async with serve_vllm(answer) as server:
+        settings = {"base_url": server.url, "model": "base"}
+        config = configured(local={"backend": "vllm", "settings": settings, "fine_tune_backend": None})
+        task = config.task("sort")
+        (tmp_path / "base.bin").write_bytes(b"base")
+        probes: list[tuple[Json, Json]] = [({"text": "hello"}, {"kind": "fruit"})]
+        folder = write_checkpoint(tmp_path, task.task, probes, base=tmp_path / "base.bin")
+        checkpoint = Checkpoint(id=folder.name, path=folder, manifest={})
+        store = await filled(config, 120)
+        try:
+            selection = await choose(config, task, store, [])
+            first = (await teaching.examine(config, task, selection, checkpoint, store)).measured["untrained"]
+            fruit = [row.target == {"kind": "fruit"} for row in selection.held_out]
+            assert (first["n"], first["json_validity"]) == (len(fruit), 1.0)
+            assert first["agreement"] == sum(fruit) / len(fruit)
+            metrics: dict[str, Json] = {"examination": {"untrained": first}}
+            about: dict[str, Any] = {"task": "sort", "checkpoint": "c", "path": "p", "state": "rejected"}
+            await store.add_version(Version(id="", trained_on=1, created_at=1.0, metrics=metrics, **about))
+            untaught["kind"] = "tool"  # were it asked again, it would be found otherwise
+            again = await teaching.examine(config, task, selection, checkpoint, store)
+            assert again.measured["untrained"] == first
+            other = task.model_copy(update={"instructions": "Look closely."})
+            asked = await teaching.examine(config, other, selection, checkpoint, store)
+            assert asked.measured["untrained"]["agreement"] != first["agreement"]
+        finally:
+            await store.close()
+
+
+async def test_a_schedule_makes_a_cycle_due_when_its_time_has_passed_and_anything_is_new(
+    configured: Configured,
+) -> None:
+    day = 86_400.0
+    config = configured(local={"schedule": "every 30d"})
+    task = config.task("sort")
+    store = await filled(config, 80)
+    try:
+        assert await learn(config, "sort", store, clock=lambda: 5.0, owner="a") is not None
+        assert not await due(config, task, store, now=5.0 + 31 * day)  # nothing is new
+        await store.append(answered(1000, "another plum", "fruit"))
+        assert not await due(config, task, store, now=5.0 + 30 * day - 1)
+        assert await due(config, task, store, now=5.0 + 30 * day)
+        assert not await due(configured(), task, store, now=5.0 + 30 * day)
+        assert await learn(config, "sort", store, clock=lambda: 5.0 + 30 * day, owner="a") is not None
+        assert not await due(config, task, store, now=5.0 + 61 * day)
+    finally:
+        await store.close()
+
+
+async def test_a_cycle_that_was_killed_before_its_version_was_promoted_is_run_again(configured: Configured) -> None:
+    config = configured()
+    store = await filled(config, 80)
+    try:
+        left = Version(
+            id="", task="sort", checkpoint="sha256-0", path="nowhere", state="candidate", trained_on=72, created_at=1.0
+        )
+        await store.add_version(left.model_copy(update={"metrics": {"labels": 80}}))
+        assert await due(config, config.task("sort"), store)
+        made = await learn(config, "sort", store, clock=lambda: 5.0, owner="a")
+        assert made is not None and made.state == "champion"
+        assert not await due(config, config.task("sort"), store)
     finally:
         await store.close()

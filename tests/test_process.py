@@ -248,3 +248,19 @@ def test_memory_is_told_where_the_system_tells_it() -> None:
     available = process.available_memory()
     assert available is not None
     assert available > 10**6
+
+
+async def test_the_memory_of_a_server_is_that_of_all_its_processes(tmp_path: Path) -> None:
+    hold = "x = bytearray(40_000_000); x[::4096] = b'x' * len(x[::4096]); print('up', flush=True); import time; time.sleep(600)"
+    code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {hold!r}]); {hold}"
+    running = await process.start(script(code), log=tmp_path / "log", env=ENV)
+
+    async def both() -> bool:
+        return (tmp_path / "log").exists() and (tmp_path / "log").read_text().count("up") == 2
+
+    await running.ready(both, timeout=20)
+    try:
+        assert process.memory(running.pid) < 80_000_000 < process.group_memory(running.pid)
+    finally:
+        await running.stop()
+    assert process.group_memory(running.pid) == 0

@@ -405,6 +405,23 @@ def test_only_architectures_that_the_caller_names_pass(tmp_path: Path) -> None:
     assert weights.check(path, expected=Expected(architectures=frozenset({"bert"}))).architecture == "bert"
 
 
+def test_what_is_told_for_each_layer_counts_by_its_largest(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_embedding_length(64)
+    writer.add_block_count(3)
+    writer.add_head_count(8)
+    writer.add_head_count_kv([0, 4, 2])
+    writer.add_key_length(16)
+    writer.add_tensor("a", np.ones((2, 8), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = weights.check(tmp_path / "model.gguf")
+    assert (found.heads, found.kv_heads, found.blocks, found.width) == (8, 4, 3, 64)
+    assert (found.key_width, found.value_width) == (16, None)
+
+
 def test_the_types_of_gguf_are_those_of_the_gguf_package() -> None:
     known = {int(kind): (kind.name, *sizes) for kind, sizes in gguf.GGML_QUANT_SIZES.items()}
     assert {kind: known[kind] for kind in _gguf.TYPES} == _gguf.TYPES

@@ -11,6 +11,7 @@ import socket
 import ssl
 import struct
 import threading
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -133,6 +134,127 @@ async def test_a_file_of_lines_is_read_whole_or_not_at_all(client: wire.Client) 
     async with serve_openai([Reply(status=404, code="not_found")]) as server:
         outcome = await wire.send(client, request(server.url, lines=True))
         assert (outcome.kind, outcome.status) == ("rejected", 404)
+
+
+async def test_a_file_is_sent_as_it_is_and_never_held_whole(client: wire.Client, tmp_path: Path) -> None:
+    size, got = 64 * 2**20, [0, 0]
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(size)
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        got[0] = int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0])
+        while got[1] < got[0]:
+            got[1] += len(await reader.read(2**18))
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+        await writer.drain()
+
+    async with raw(talk) as port:
+        tracemalloc.start()
+        try:
+            outcome = await wire.send(client, request(f"http://127.0.0.1:{port}", 60, b"", file=tmp_path / "large"))
+            most = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert (outcome.kind, got) == ("answered", [size, size])
+    assert most < size / 4
+
+
+async def test_a_file_that_cannot_be_read_was_not_sent(client: wire.Client, tmp_path: Path) -> None:
+    async with serve_openai([Reply(raw=OK)]) as server:
+        outcome = await wire.send(client, request(server.url, body=b"", file=tmp_path / "nothing"))
+        assert (outcome.kind, outcome.problem, server.requests) == ("not_sent", "FileNotFoundError", [])
+
+
+async def test_a_file_that_becomes_shorter_while_it_is_sent_is_no_success(client: wire.Client, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with path.open("wb") as file:
+        file.truncate(64 * 2**20)
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        path.write_bytes(b"")
+        while await reader.read(2**18):
+            pass
+
+    async with raw(talk) as port:
+        outcome = await wire.send(client, request(f"http://127.0.0.1:{port}", 60, b"", file=path))
+    assert (outcome.kind, outcome.problem) == ("unknown", "the file became shorter while it was sent")
+
+
+@contextlib.asynccontextmanager
+async def saying(*chunks: bytes | asyncio.Event, ends: bool = True) -> AsyncIterator[str]:
+    """A server that sends these chunks of one answer, each after the events before it."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        for chunk in chunks:
+            if isinstance(chunk, asyncio.Event):
+                await chunk.wait()
+                continue
+            writer.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+            await writer.drain()
+        if ends:
+            writer.write(b"0\r\n\r\n")
+            await writer.drain()
+        else:
+            await asyncio.Event().wait()
+
+    async with raw(talk) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+async def test_lines_are_told_as_they_come_and_the_last_one_is_the_answer(client: wire.Client) -> None:
+    heard: list[bytes] = []
+    first, second = asyncio.Event(), asyncio.Event()
+
+    def tell(line: bytes) -> None:
+        heard.append(line)
+        (first if len(heard) == 1 else second).set()  # the server goes on only when it was heard
+
+    chunks = (b'{"a"', b": 1}\n", first, b'{"b": 2}\r\n\n{"c": 3}\n{"d', second, b'": 4}')
+    async with saying(*chunks) as url:
+        outcome = await wire.send(client, request(url, body=b"", tell=tell))
+    assert heard == [b'{"a": 1}', b'{"b": 2}\r', b'{"c": 3}', b'{"d": 4}']
+    assert (outcome.kind, outcome.body) == ("answered", {"d": 4})
+
+
+async def test_each_line_puts_the_deadline_off_and_silence_ends_it(client: wire.Client) -> None:
+    heard: list[bytes] = []
+    waits = [asyncio.Event() for _ in range(12)]
+
+    def tell(line: bytes) -> None:
+        heard.append(line)
+        asyncio.get_running_loop().call_later(0.25, waits[len(heard) - 1].set)
+
+    chunks = [part for wait in waits for part in (b'{"a": 1}\n', wait)]
+    async with saying(*chunks) as url:  # three seconds in all
+        assert (await wire.send(client, request(url, timeout=2.0, body=b"", tell=tell))).kind == "answered"
+    assert len(heard) == 12
+    async with saying(b'{"a": 1}\n', ends=False) as url:
+        outcome = await wire.send(client, request(url, timeout=0.2, body=b"", tell=lambda _: None))
+    assert (outcome.kind, outcome.problem) == ("unknown", "no answer within 0.2 s")
+
+
+async def test_told_lines_hold_no_key_and_need_no_room(client: wire.Client) -> None:
+    heard: list[bytes] = []
+    lines = [b'{"key": "%b", "n": %d}\n' % (KEY.encode(), n) for n in range(200)]
+    async with saying(*lines) as url:
+        outcome = await wire.send(client, request(url, body=b"", tell=heard.append, limit=100))
+    assert (outcome.kind, outcome.body) == ("answered", {"key": "[key]", "n": 199})
+    assert len(heard) == 200
+    assert not any(KEY.encode() in line for line in heard)
+    async with saying(b'{"a": "' + b"x" * 200) as url:
+        outcome = await wire.send(client, request(url, body=b"", tell=heard.append, limit=100))
+    assert (outcome.kind, len(heard)) == ("unknown", 200)
+
+
+async def test_a_failures_lines_are_not_told(client: wire.Client) -> None:
+    async with serve_openai([Reply(status=404, code="not_found")]) as server:
+        heard: list[bytes] = []
+        outcome = await wire.send(client, request(server.url, tell=heard.append))
+    assert (outcome.status, outcome.body is None, heard) == (404, False, [])
 
 
 async def test_a_get_carries_no_body(client: wire.Client) -> None:

@@ -24,7 +24,6 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from statistics import StatisticsError, correlation
 from typing import Literal, NamedTuple
 
 from apprentice.bounds import CELLS, interval, middle, tally
@@ -49,7 +48,7 @@ WEALTH_BETS = (0.1, 0.25, 0.5, 0.75, 1.0)  # of the certificate; at most 1, so t
 MONITOR_BETS = (0.3, 0.7, 1.5, 3.0, 5.0)
 CONCORDANCE_BETS = (0.2, 0.5, 1.0, 1.6)
 LARGEST = 1e6  # wealth is cut here: smaller wealth is always valid, and no float overflows
-STATE_FORMAT = 2
+STATE_FORMAT = 3
 
 
 class Observation(NamedTuple):
@@ -200,6 +199,8 @@ class State:
     seen: list[int] = field(default_factory=list)  # requests by band of confidence
     weight: list[float] = field(default_factory=list)  # their labels, weighted by 1/probability
     hits: list[float] = field(default_factory=list)  # their scores, weighted likewise
+    canary: str | None = None  # what is tried out beside it
+    trial: list[tuple[float, float]] = field(default_factory=list)  # (rank, score) of its audits
 
     def to_json(self) -> str:
         """The state as text; `from_json` gives back an equal one, to the last bit of each float."""
@@ -215,7 +216,8 @@ class State:
         if unknown:
             raise ValueError(f"controller state with unexpected or missing fields {sorted(unknown)}")
         found["recent"] = [(int(n), float(t)) for n, t in found["recent"]]
-        found["numbers"] = [(float(local), float(remote)) for local, remote in found["numbers"]]
+        for name in ("numbers", "trial"):
+            found[name] = [(float(one), float(other)) for one, other in found[name]]
         for name in ("answer_pair", "ranking_pair"):
             found[name] = None if found[name] is None else (float(found[name][0]), float(found[name][1]))
         return cls(**found)
@@ -312,10 +314,12 @@ def observe(state: State, settings: Settings, evidence: Evidence) -> list[Observ
     found: list[Observation] = []
     if evidence.repeat is not None:
         _hear_twice(state, settings, evidence.repeat, found)
+    if evidence.audit and evidence.rival is not None and evidence.rival_version == state.canary:
+        state.trial.append((_rank(evidence.rival_confidence), evidence.rival))
     if state.version is None or evidence.version != state.version:
         return found
     confidence = evidence.confidence
-    rank = -0.5 if confidence is None else confidence  # an answer without one is the least sure, where others have one
+    rank = _rank(confidence)
     if state.ranked:
         band = bisect_right(state.thresholds, rank) - 1
         state.seen[band] += 1
@@ -328,6 +332,11 @@ def observe(state: State, settings: Settings, evidence: Evidence) -> list[Observ
     elif state.rung < len(settings.levels) - 1:
         _expire(state, settings, found)
     return found
+
+
+def _rank(confidence: float | None) -> float:
+    """An answer without a confidence is the least sure, where others have one."""
+    return -0.5 if confidence is None else confidence
 
 
 def _hear_twice(state: State, settings: Settings, repeat: float, found: list[Observation]) -> None:
@@ -384,43 +393,50 @@ def _audit(
     state: State, settings: Settings, evidence: Evidence, rank: float, score: float, found: list[Observation]
 ) -> None:
     """Fold one audit into certificate, monitors and sampling, then act on what they say."""
-    loss = min(max(1 - score, 0.0), 1.0)
-    state.audits += 1
     state.decayed += 1
     state.burst = max(state.burst - 1, 0)
     state.recent.append((state.requests, state.at))
     if len(state.recent) > settings.expiry_audits:
         del state.recent[0]
         state.verified = True
-    state.window.append(1 - loss)
-    state.surety.append(rank)
     if evidence.pair is not None:
         state.numbers.append(evidence.pair)
-    for shown in (state.window, state.surety, state.numbers):
-        del shown[: -settings.window_size]
-    tally(state.low, state.high, 1 - loss)
-
-    emergency = _fold(state.emergency, settings.emergency_bets, loss - (1 - settings.emergency))
-    coaching = _fold(state.coaching, settings.coaching_bets, loss - (1 - settings.coaching))
-    _bet(state, settings, rank, loss)
+        del state.numbers[: -settings.window_size]
+    _count(state, settings, rank, score)
     if state.rung < len(settings.levels) - 1:
-        served = loss if rank >= state.thresholds[state.rung] else 0.0
-        contract = _fold(state.contract, settings.contract_bets, served - settings.eps)
-        guard = _fold(state.guard, settings.contract_bets, served - settings.guard_eps)
-        _follow(state, settings, served)
+        emergency, contract, guard = _mean(state.emergency), _mean(state.contract), _mean(state.guard)
         if emergency >= settings.page_at and "EMERGENCY" not in state.named:
             _give_back(state, settings, "EMERGENCY", "agreement is below the emergency threshold", emergency, found)
         elif contract >= settings.alarm_at:
             _give_back(state, settings, "ALARM", "served agreement fell below what is promised", contract, found)
         elif guard >= settings.guard_at:
             _tighten(state, settings, "TIGHTEN", "served agreement is close to what is promised", guard, found)
-        if coaching >= settings.page_at and "COACHING" not in state.named:
+        if (coaching := _mean(state.coaching)) >= settings.page_at and "COACHING" not in state.named:
             state.named.append("COACHING")
             state.burst = settings.burst_audits
             detail = _detail(state, settings, coaching)
             found.append(Observation("COACHING", "agreement is below the coaching trigger; training is due", detail))
     _concord(state, settings, evidence, rank, score, found)
     _grant(state, settings, found)
+
+
+def _count(state: State, settings: Settings, rank: float, score: float) -> None:
+    """Fold what one audit says of the version in force into certificate and monitors; nothing is decided here."""
+    loss = min(max(1 - score, 0.0), 1.0)
+    state.audits += 1
+    state.window.append(1 - loss)
+    state.surety.append(rank)
+    for shown in (state.window, state.surety):
+        del shown[: -settings.window_size]
+    tally(state.low, state.high, 1 - loss)
+    _fold(state.emergency, settings.emergency_bets, loss - (1 - settings.emergency))
+    _fold(state.coaching, settings.coaching_bets, loss - (1 - settings.coaching))
+    _bet(state, settings, rank, loss)
+    if state.rung < len(settings.levels) - 1:
+        served = loss if rank >= state.thresholds[state.rung] else 0.0
+        _fold(state.contract, settings.contract_bets, served - settings.eps)
+        _fold(state.guard, settings.contract_bets, served - settings.guard_eps)
+        _follow(state, settings, served)
 
 
 def _fold(wealth: list[float], bets: Sequence[float], excess: float) -> float:
@@ -669,85 +685,12 @@ def standing(state: State, settings: Settings, before: Confidence | None = None)
     )
 
 
-def beside(now: Confidence, version: str, share: float, confidences: Sequence[float], rate: float) -> Confidence:
+def beside(now: Confidence, version: str, share: float, confidences: Sequence[float]) -> Confidence:
     """The standing while a canary runs. One that cannot rank its answers, where that is needed, serves none alone."""
     inner = now.threshold is not None
     threshold = _quantile(sorted(confidences), now.level) if inner and confidences else None
     able = 0.0 if inner and threshold is None else share
-    found = {"canary": version, "canary_share": able, "canary_threshold": threshold, "sampling_rate": rate}
-    return now.model_copy(update=found)
-
-
-def summary(state: State, settings: Settings) -> Confidence:
-    """Everything that can be said of the task: `standing`, the agreement with its bounds, and every detector.
-
-    The bounds form a confidence sequence over the audits of this version: with probability 1 - alpha they hold at every
-    moment at once. They speak of the average since the version started; whether it is good *now* is what `drift` says.
-    """
-    now = standing(state, settings)
-    if state.version is None:
-        return now
-    if state.drift == "none" and (state.burst or max(_mean(m) for m in (state.contract, state.guard, state.trend)) > 5):
-        now = now.model_copy(update={"drift": "suspected"})
-    lower, upper = interval(state.low, state.high, settings.alpha) if state.audits else (None, None)
-    detail = {
-        "contract": _mean(state.contract),
-        "guard": _mean(state.guard),
-        "trend": _mean(state.trend),
-        "emergency": _mean(state.emergency),
-        "coaching": _mean(state.coaching),
-        "answers_concordance": _mean(state.answers),
-        "confidence_concordance": _mean(state.ranking),
-        "input_shift": state.shift,
-        "burst": float(state.burst),
-    }
-    for level, row in zip(settings.levels, state.wealth, strict=False):
-        detail[f"certificate_{level:g}"] = _mean(row)
-    detail |= _correlations("answers", state.numbers)
-    detail |= _correlations("confidence", list(zip(state.surety, state.window, strict=True)))
-    if sum(state.repeats_low):
-        detail["repeat_lower"], detail["repeat_upper"] = interval(state.repeats_low, state.repeats_high, settings.alpha)
-    everything = _weighted(state, 0)
-    if everything is not None:
-        detail["agreement_all"] = everything
-    return now.model_copy(
-        update={
-            "agreement": middle(state.low, state.high) if state.audits else None,
-            "ceiling": middle(state.repeats_low, state.repeats_high) if sum(state.repeats_low) else None,
-            "lower": lower,
-            "upper": upper,
-            "window": _mean(state.window) if state.window else None,
-            "served_agreement": _weighted(state, state.rung),
-            "detail": detail,
-        }
-    )
-
-
-def _correlations(of: str, pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
-    """Pearson's and Spearman's correlation of the last pairs, to be shown: far too noisy to act on."""
-    first, second = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    try:
-        straight, ranked = correlation(first, second), correlation(first, second, method="ranked")
-    except StatisticsError:  # fewer than two, or all the same: there is none
-        return {}
-    return {f"{of}_pearson": straight, f"{of}_spearman": ranked}
-
-
-def _weighted(state: State, rung: int) -> float | None:
-    """Agreement over the requests at or above a level's threshold, from every label whose probability is known.
-
-    Each band of confidence weighs as much as it had requests, labelled or not (post-stratified Hajek); deferrals alone
-    would speak for the hard requests only.
-    """
-    weight, hits = sum(state.weight[rung:]), sum(state.hits[rung:])
-    if weight <= 0:
-        return None
-    pooled = hits / weight
-    total = mass = 0.0
-    for seen, w, h in zip(state.seen[rung:], state.weight[rung:], state.hits[rung:], strict=True):
-        total += seen * (h / w if w > 0 else pooled)
-        mass += seen
-    return total / mass if mass else pooled
+    return now.model_copy(update={"canary": version, "canary_share": able, "canary_threshold": threshold})
 
 
 # --- for engine and reports ------------------------------------------------------------------------------------------
@@ -790,6 +733,17 @@ def fold(
 
 
 def _start(state: State, settings: Settings, made: Promotion, known: Mapping[str, Sequence[float]]) -> None:
-    if made.state == "champion":  # what becomes of a canary is no affair of the champion's certificate
+    """A version became champion or canary, or is no longer tried out; the champion's evidence is untouched by a trial.
+
+    A canary that becomes champion brings the audits of its trial. They were drawn before anybody read the request, and its
+    thresholds were fixed before the first of them, so its certificate holds from there on, whenever the trial ended.
+    """
+    if made.state == "champion":
+        shown = state.trial if state.canary == made.version else []
         start_version(state, settings, made.version, known[made.version])
+        for rank, score in shown:
+            _count(state, settings, rank, score)
+        state.decayed = max(state.decayed, float(len(shown))) if state.rung < len(settings.levels) - 1 else 0.0
+    state.canary = made.version if made.state == "canary" else None
+    state.trial = []
     state.promotion = made.number

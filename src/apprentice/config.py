@@ -23,11 +23,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import (
     AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
     PlainValidator,
     ValidationError,
-    ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
@@ -37,6 +35,8 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 from apprentice import plugins, reading, schemas
 from apprentice.errors import CannotLearn, ConfigError, InvalidAnswer, InvalidInput, MissingExtra, UnknownTask
 from apprentice.schemas import Check, Place, Problem, did_you_mean, with_hint
+from apprentice.sections import Alerts, Section
+from apprentice.sections import FilePath as _FilePath
 from apprentice.types import Gate, Json, Permission, Task
 
 _USUAL_MODELS = {"openai": "gpt-4o", "anthropic": "claude-sonnet-4-5-20250929"}
@@ -46,17 +46,10 @@ _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 # --- sections of the file ---------------------------------------------------------------------------------------------
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), use_attribute_docstrings=True
-    )
+class _Section(Section, BaseModel):
+    pass
 
 
-def _beside_the_file(path: Path, info: ValidationInfo) -> Path:
-    return Path(info.context["folder"], path) if info.context else path
-
-
-type _FilePath = Annotated[Path, AfterValidator(_beside_the_file)]
 _Dollars = Annotated[Decimal, Field(ge=0, decimal_places=6, max_digits=15)]
 
 
@@ -157,14 +150,20 @@ class Remote(_Section):
 
 def _own_trainer(data: Mapping[str, Any]) -> str | None:
     backend = data.get("backend")
-    return backend if backend in ("embedded", "mixed") else None
+    return backend if backend in ("embedded", "ensemble", "mixed") else None
+
+
+def _schedule(text: str) -> str:
+    if not re.fullmatch(r"monthly|quarterly|every [1-9][0-9]{0,3}d", text, re.ASCII):
+        raise ValueError(f"{text!r} is no schedule such as 'monthly', 'quarterly' or 'every 30d'")
+    return text
 
 
 class Local(_Section):
     """The model that learns."""
 
     backend: str = "embedded"
-    """The name of a model plugin: embedded, llama_cpp, vllm, ollama, mixed."""
+    """The name of a model plugin: embedded, llama_cpp, vllm, ollama, mixed, ensemble."""
     base_model: str | None = None
     """What is fine-tuned, as the backend names it."""
     fine_tune_backend: str | None = Field(default_factory=_own_trainer)
@@ -177,6 +176,16 @@ class Local(_Section):
     """US dollars of an hour of local computing, for the report of what was saved."""
     gold_weight: float = Field(default=5.0, gt=0, le=1000)
     """How much more than a model's label a person's correction weighs in teaching."""
+    near_duplicates: float = Field(default=0.8, ge=0.5, le=1)
+    """Inputs with this share of their words and pairs of words in common are taught or held out together."""
+    holdout_frozen: int = Field(default=200, ge=0)
+    """The first so many rows held out are examined for the life of the task; 0: none is frozen."""
+    holdout_rolling: int = Field(default=1000, ge=10)
+    """The newest so many rows held out are what a version is examined on."""
+    teacher_labels: int = Field(default=0, ge=0, le=100_000)
+    """Before a cycle, `teachers` label so many requests at most from whose answers nobody may learn; 0: none."""
+    schedule: Annotated[str, AfterValidator(_schedule)] | None = None
+    """monthly, quarterly, or every 30d: a cycle once so long has passed and anything is new, beside the batch."""
     learn: Literal["background", "worker", "off"] = "background"
     """background: the engine starts teaching by itself; worker: only `apprentice worker` teaches; off: nobody does."""
     settings: dict[str, Json] = {}
@@ -249,15 +258,6 @@ class StoreConfig(_Section):
     path: _FilePath = Field(default="./.apprentice/apprentice.db", validate_default=True)
 
 
-class Alerts(_Section):
-    """Who is told about events."""
-
-    webhooks: tuple[str, ...] = ()
-    """Names of environment variables that hold the addresses, because such an address is a secret."""
-    files: tuple[_FilePath, ...] = ()
-    """Events are appended to these as JSON lines."""
-
-
 class Thresholds(_Section):
     """When a task changes its phase."""
 
@@ -314,6 +314,12 @@ def _gate(text: str) -> str:
     return text
 
 
+def _benchmark(path: Path) -> Path:
+    if path.suffix not in (".jsonl", ".csv", ".txt"):
+        raise ValueError(f"should be a .jsonl, .csv or .txt file, not {path.name}")
+    return path
+
+
 class TaskConfig(_Section):
     """What is asked, and how good an answer must be."""
 
@@ -333,6 +339,8 @@ class TaskConfig(_Section):
     """What every version must measure to be promoted, such as "agreement >= 0.88" or "p95_latency_ms <= 50"."""
     slices: tuple[str, ...] = ()
     """Fields of the input: no version is promoted that is worse for one of their values. `a.b` is b within a."""
+    benchmarks: tuple[Annotated[_FilePath, AfterValidator(_benchmark)], ...] = ()
+    """Files of benchmark rows (.jsonl, .csv, .txt): nothing is taught that is nearly the same as one of them."""
     confidence_thresholds: Thresholds = Thresholds()
     budget: Budget | None = None
     """Caps for this task alone, next to the overall ones."""
@@ -514,6 +522,8 @@ class Config(_Section):
             if task.name in seen:
                 _refuse([(("tasks", index, "name"), f"there is another task named {task.name!r}")])
             seen.add(task.name)
+        for name in {name for sink in self.alerts.sinks for name in sink.tasks or ()} - seen:
+            _refuse([(("alerts",), f"no task is named {name!r}{did_you_mean(name, sorted(seen))}")])
         return self
 
     def task(self, name: str) -> TaskConfig:
@@ -633,11 +643,13 @@ def missing(config: Config) -> list[str]:
     for index, task in enumerate(config.tasks):
         name, settings = task.evaluator_settings
         found.append(_uninstalled("evaluators", name, f"tasks[{index}].evaluator", settings))
+        for number, path in enumerate(task.benchmarks):
+            found.append(None if path.is_file() else f"tasks[{index}].benchmarks[{number}]: there is no file {path}")
         try:
             _ = task._checks
         except ConfigError as error:
             found.append(f"tasks[{index}]: {with_hint(error)}")
-    found.extend(_unset(variable, "alerts.webhooks") for variable in config.alerts.webhooks)
+    found.extend(_unset(variable, "alerts.webhooks") for variable in config.alerts.variables)
     references = _REFERENCE.findall(config.model_dump_json(exclude={"tasks"}))
     found.extend(_unset(variable, f"referred to as ${{{variable}}}") for variable in references)
     return list(dict.fromkeys(problem for problem in found if problem))

@@ -6,9 +6,12 @@ the input is read, and the coin knows nothing of it; that is what makes audits a
 
 from __future__ import annotations
 
+import calendar
+import re
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta, tzinfo
 
-from apprentice.types import Confidence, Decision, Event, Version
+from apprentice.types import Confidence, Decision, Event, Seconds, Version
 
 
 def decide(
@@ -121,3 +124,35 @@ def needs_training(new_examples: int, trained_on: int, batch_size: int, first: i
     if trained_on == 0:
         return new_examples >= first
     return new_examples >= (batch_size if urgent else max(batch_size, 0.4 * trained_on))
+
+
+_MONTHS = {"monthly": 1, "quarterly": 3}
+_DAYS = re.compile(r"every ([1-9][0-9]{0,3})d", re.ASCII)
+
+
+def scheduled(schedule: str | None, last: Seconds | None, now: Seconds, zone: tzinfo = UTC) -> bool:
+    """Whether the next cycle of a schedule is due: "monthly", "quarterly", or "every 30d"; None is never due.
+
+    `last`: when the last cycle ended; without one nothing is due, for the first version waits for examples. A month
+    later is the same day and time on the clocks of `zone`, or the month's last day where it has no such day; a day is 24
+    hours. Raises ValueError for what is no schedule.
+
+    >>> january = datetime(2027, 1, 31, tzinfo=UTC).timestamp()
+    >>> [scheduled("monthly", january, datetime(2027, 2, day, tzinfo=UTC).timestamp()) for day in (27, 28)]
+    [False, True]
+    """
+    if schedule is None or last is None:
+        return False
+    if schedule in _MONTHS:
+        return now >= _months_later(last, _MONTHS[schedule], zone)
+    if (days := _DAYS.fullmatch(schedule)) is None:
+        raise ValueError(f"{schedule!r} is no schedule such as 'monthly', 'quarterly' or 'every 30d'")
+    return now >= last + timedelta(days=int(days[1])).total_seconds()
+
+
+def _months_later(moment: Seconds, months: int, zone: tzinfo) -> Seconds:
+    before = datetime.fromtimestamp(moment, zone)
+    years, month = divmod(before.month - 1 + months, 12)
+    year = before.year + years
+    day = min(before.day, calendar.monthrange(year, month + 1)[1])
+    return before.replace(year=year, month=month + 1, day=day).timestamp()

@@ -16,17 +16,15 @@ import inspect
 import os
 import time
 import uuid
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from functools import partial, wraps
-from itertools import chain
 from pathlib import Path
 from random import Random
 from types import TracebackType
 from typing import Any, Literal, Self
+from zoneinfo import ZoneInfo
 
-from apprentice import confidence, decide, feedback, launch, lineage, plugins, probe
+from apprentice import agreement, confidence, decide, feedback, launch, lineage, plugins, probe, promotion
 from apprentice.bridge import Bridge
 from apprentice.calls import Calls, answered_by
 from apprentice.config import Config, TaskConfig, check_learnable, load, missing
@@ -36,11 +34,12 @@ from apprentice.errors import (
     ConfigError,
     DeadlineExceeded,
     IdempotencyConflict,
+    InvalidRequest,
     ModelError,
     StoreError,
 )
-from apprentice.promotion import Ramp, Step
-from apprentice.request import Request, answer_beside, compare, result_again, result_of, validated
+from apprentice.live import Live
+from apprentice.request import Request, answer_beside, blanked, compare, result_again, result_of, validated
 from apprentice.shelf import Loaded, Shelf
 from apprentice.shelf import load as load_local
 from apprentice.types import (
@@ -50,10 +49,7 @@ from apprentice.types import (
     Decision,
     Evaluator,
     Event,
-    Evidence,
     Json,
-    Mode,
-    Promotion,
     Record,
     Result,
     Score,
@@ -64,47 +60,6 @@ from apprentice.types import (
 
 _SNAPSHOT_EVERY = 500  # Records between two snapshots of a live state
 _FORESEE_EVERY = 100  # Records between two looks whether the caps can pay for the contract
-
-
-@dataclass(slots=True)
-class _Live:
-    """One task as this process knows it."""
-
-    config: TaskConfig
-    shelf: Shelf
-    settings: confidence.Settings
-    evaluator: Evaluator
-    probes: probe.Probes
-    state: confidence.State = field(default_factory=confidence.State)
-    seq: int = 0  # the last Record folded into `state`
-    saved_at: int = 0  # the value of `seq` when the state was last written to the store
-    ramp: Ramp = field(default_factory=Ramp)  # what is tried out beside the champion
-    unaided: Confidence = field(default_factory=Confidence)  # what `state` says
-    standing: Confidence = field(default_factory=Confidence)  # the same, with the canary
-    known: dict[str, list[float]] = field(default_factory=dict)  # confidences on recent inputs, by version
-    champion: Version | None = None  # the shelf is empty where it could not be loaded
-    canary: Version | None = None
-    mode: Mode | None = None  # what an operator asked for last
-    unsaid: deque[tuple[Event, str | None]] = field(default_factory=deque)  # found by the fold, not recorded yet
-    urgent: bool = False  # something was said of the version in force: its successor should not be waited for
-    labels: int = 0  # remote answers recorded, whatever the version
-    tried_at: int = 0  # how many there were when a teaching cycle was last started
-    cycle: asyncio.Task[None] | None = None
-    in_flight: dict[str, asyncio.Future[Result]] = field(default_factory=dict)  # by idempotency key
-    look: asyncio.Task[None] | None = None  # at the caps and at the remote itself, in the background
-    written: int = 0  # Records of this process since the last look at the caps
-
-    def with_canary(self, now: Confidence) -> Confidence:
-        """The standing as it is while a canary runs, if one does."""
-        return lineage.with_canary(now, self.ramp, self.known, self.settings.floor)
-
-    def report(self, name: str, at: Seconds, version: str | None, message: str) -> None:
-        """Have an event recorded, once a version."""
-        evidence = {"version": version}
-        event = Event(
-            key=f"{name}/{version}", name=name, task=self.config.name, at=at, message=message, evidence=evidence
-        )
-        self.unsaid.append((event, None))
 
 
 class Apprentice:
@@ -129,7 +84,7 @@ class Apprentice:
         self._bridge = Bridge()
         self._opened = False
         self._closed = False
-        self._tasks: dict[str, _Live] = {}
+        self._tasks: dict[str, Live] = {}
         self._store: Store
         self._calls: Calls
         self._open_lock = asyncio.Lock()  # one opens or closes
@@ -148,15 +103,18 @@ class Apprentice:
         idempotency_key: str | None = None,
         deadline: Seconds | None = None,
         tags: dict[str, str] | None = None,
+        capture: bool = True,
     ) -> Result:
         """The answer to one request, durable in the store before it is returned.
 
         `deadline` is in seconds from now. The same `idempotency_key` with the same input gives the same Result and costs
         nothing. Raises UnknownTask, InvalidInput, IdempotencyConflict before anything is spent; BudgetError, ModelError,
-        DeadlineExceeded when nobody could answer; StoreError when the request could not be recorded.
+        DeadlineExceeded when nobody could answer; StoreError when the request could not be recorded. `capture=False` keeps
+        no word of the input and the answers: the Record has the decision, the scores and the cost, so that the contract
+        counts it, and it neither trains nor can be corrected or repeated (InvalidRequest with an `idempotency_key`).
         """
         return await self._bridge.here(
-            self._run(task, input, idempotency_key=idempotency_key, deadline=deadline, tags=tags or {})
+            self._run(task, input, idempotency_key=idempotency_key, deadline=deadline, tags=tags or {}, capture=capture)
         )
 
     def run(
@@ -215,7 +173,7 @@ class Apprentice:
 
         async def read() -> Confidence:
             live = await self._live(task)
-            return live.with_canary(confidence.summary(live.state, live.settings))
+            return live.with_canary(agreement.summary(live.state, live.settings))
 
         return await self._bridge.here(read())
 
@@ -383,18 +341,20 @@ class Apprentice:
                 opening.pop_all()
             self._opened = True
 
-    async def _restore(self, task: TaskConfig, evaluator: Evaluator) -> _Live:
+    async def _restore(self, task: TaskConfig, evaluator: Evaluator) -> Live:
         settings = confidence.settings(task.confidence_thresholds, task.sampling or self.config.sampling)
         probes = probe.Probes(self.config, task, evaluator, self._store, self._calls, clock=self._clock, new_id=new_id)
         shelf = Shelf(lambda version: load_local(task.local or self.config.local, version.path))
-        live = _Live(task, shelf, settings, evaluator, probes)
+        live = Live(task, shelf, settings, evaluator, probes)
         if (saved := await self._store.load_state(task.name)) is not None:
             with contextlib.suppress(ValueError):  # of another format: it is built again from the Records
                 live.state, live.seq = confidence.State.from_json(saved[1]), saved[0]
         live.ramp = await lineage.ramp(self._store, task.name, until=live.seq)
         versions = await self._store.versions(task.name)
         live.known = {version.id: version.metrics.get("confidences", []) for version in versions}
-        live.tried_at = max((version.metrics.get("labels", 0) for version in versions), default=0)
+        ended = [version for version in versions if version.state != "candidate"]  # see learn.due
+        live.tried_at = max((version.metrics.get("labels", 0) for version in ended), default=0)
+        live.taught_at = max((version.created_at for version in versions), default=None)
         return live
 
     def _evaluator(self, task: TaskConfig) -> Evaluator:
@@ -422,7 +382,7 @@ class Apprentice:
                 await self._calls.close()
                 await self._store.close()
 
-    async def _live(self, name: str) -> _Live:
+    async def _live(self, name: str) -> Live:
         self.config.task(name)  # UnknownTask, with the nearest names
         if not self._opened or self._closed:
             await self._open()
@@ -431,8 +391,17 @@ class Apprentice:
     # --- one request --------------------------------------------------------------------------------------------------
 
     async def _run(
-        self, name: str, input: Json, *, idempotency_key: str | None, deadline: Seconds | None, tags: dict[str, str]
+        self,
+        name: str,
+        input: Json,
+        *,
+        idempotency_key: str | None,
+        deadline: Seconds | None,
+        tags: dict[str, str],
+        capture: bool = True,
     ) -> Result:
+        if not capture and idempotency_key is not None:
+            raise InvalidRequest("an answer that is not kept cannot be repeated", hint="leave out one of the two")
         self.config.task(name).validate_input(input)
         until = None if deadline is None else asyncio.get_running_loop().time() + deadline
         live = await self._live(name)
@@ -440,7 +409,7 @@ class Apprentice:
         self._quiet.clear()
         try:
             if idempotency_key is None:
-                return await self._answer(live, input, None, until, tags)
+                return await self._answer(live, input, None, until, tags, capture)
             return await self._answer_once(live, input, idempotency_key, until, tags)
         finally:
             self._busy -= 1
@@ -448,7 +417,7 @@ class Apprentice:
                 self._quiet.set()
 
     async def _answer_once(
-        self, live: _Live, input: Json, key: str, deadline: float | None, tags: dict[str, str]
+        self, live: Live, input: Json, key: str, deadline: float | None, tags: dict[str, str]
     ) -> Result:
         """The answer to the first request with this key; whoever comes meanwhile waits for it."""
         loop = asyncio.get_running_loop()
@@ -467,7 +436,13 @@ class Apprentice:
             done.cancel()
 
     async def _answer(
-        self, live: _Live, input: Json, key: str | None, deadline: float | None, tags: dict[str, str]
+        self,
+        live: Live,
+        input: Json,
+        key: str | None,
+        deadline: float | None,
+        tags: dict[str, str],
+        capture: bool = True,
     ) -> Result:
         at = self._clock()
         decision, loaded, canary = self._decide(live, at)
@@ -483,6 +458,7 @@ class Apprentice:
             version=loaded.version.id if loaded is not None else None,
             decision=decision,
             canary=canary,
+            capture=capture,
         )
         try:
             await self._ask(live, request)
@@ -502,7 +478,7 @@ class Apprentice:
             return result_again(record if before is None else before, input)
         return result_of(record)
 
-    def _decide(self, live: _Live, at: Seconds) -> tuple[Decision, Loaded | None, Loaded | None]:
+    def _decide(self, live: Live, at: Seconds) -> tuple[Decision, Loaded | None, Loaded | None]:
         """Who answers; the local model that it was decided with; and the canary, where it answers the same audit."""
         loaded = live.shelf.borrow()
         decision = decide.decide(
@@ -521,7 +497,7 @@ class Apprentice:
         live.shelf.give_back(spare)
         return decision, served, None
 
-    async def _ask(self, live: _Live, request: Request) -> None:
+    async def _ask(self, live: Live, request: Request) -> None:
         if request.canary is None:
             return await self._ask_both(live, request)
         beside = asyncio.create_task(answer_beside(live.config, request.canary, request))
@@ -533,14 +509,15 @@ class Apprentice:
             beside.cancel()
             await asyncio.wait([beside])
 
-    async def _compare_rival(self, live: _Live, request: Request, rival: Answer | None, remote: Answer) -> None:
+    async def _compare_rival(self, live: Live, request: Request, rival: Answer | None, remote: Answer) -> None:
         if rival is not None:
             try:
                 request.rival = await compare(live.evaluator, rival, remote) or Score(value=0.0)
+                request.rival_confidence = rival.confidence
             except Exception as error:  # noqa: BLE001  (the answer is there and paid for)
                 self._not_compared(live, request, error)
 
-    async def _ask_both(self, live: _Live, request: Request) -> None:
+    async def _ask_both(self, live: Live, request: Request) -> None:
         if request.decision.route != "remote":
             await self._ask_local(live, request)
         if request.decision.route != "local":
@@ -562,7 +539,7 @@ class Apprentice:
             except Exception as error:  # noqa: BLE001  (the answer is there and paid for)
                 self._not_compared(live, request, error)
 
-    async def _ask_remote(self, live: _Live, request: Request) -> None:
+    async def _ask_remote(self, live: Live, request: Request) -> None:
         """The remote's answer; for a share of the audits, drawn by a coin of its own, it is asked twice at the same moment."""
         share = (live.config.sampling or self.config.sampling).repeat_share
         again: asyncio.Task[Answer | None] | None = None
@@ -589,11 +566,11 @@ class Apprentice:
             return await ask(purpose="repeat")
         return None
 
-    def _not_compared(self, live: _Live, request: Request, error: Exception) -> None:
+    def _not_compared(self, live: Live, request: Request, error: Exception) -> None:
         request.problem = f"not compared: {type(error).__name__}: {error}"
         live.report("EVALUATION_FAILED", request.at, request.version, request.problem)
 
-    async def _ask_local(self, live: _Live, request: Request) -> None:
+    async def _ask_local(self, live: Live, request: Request) -> None:
         assert request.model is not None  # decide() routes to the local model only where there is one
         try:
             async with asyncio.timeout_at(request.deadline):
@@ -609,16 +586,16 @@ class Apprentice:
             request.decision, request.local.confidence, valid=request.local.output is not None
         )
 
-    def _may_serve_locally(self, live: _Live, request: Request) -> bool:
+    def _may_serve_locally(self, live: Live, request: Request) -> bool:
         """Whether a request may be answered locally because the money is out: only where local answers are being served
         at all, and only if the operator did not ask for refusal."""
         serving = request.decision.phase == "steady" and request.local is not None and request.local.output is not None
         return serving and self._calls.purse.budget.on_exhausted == "degrade"
 
-    async def _write(self, live: _Live, request: Request, *, error: str | None = None) -> Record:
+    async def _write(self, live: Live, request: Request, *, error: str | None = None) -> Record:
         record = request.record(live.config.name, error)
         try:
-            seq = await self._store.append(record)
+            seq = await self._store.append(record if request.capture else blanked(record))
         except IdempotencyConflict:
             # Another process answered this key meanwhile. Its answer counts; what ours cost is recorded without the key.
             record = record.model_copy(update={"idempotency_key": None})
@@ -649,7 +626,7 @@ class Apprentice:
             if {made.version for made in promotions} - live.known.keys():
                 versions = await self._store.versions(name)
                 live.known = {version.id: version.metrics.get("confidences", []) for version in versions}
-            self._fold(live, rows, promotions)
+            live.fold(rows, promotions)
             live.seq = max(live.seq, last)
             champion = changes.champions.get(name)
             if champion is not None and (live.champion is None or champion.id != live.champion.id):
@@ -665,24 +642,7 @@ class Apprentice:
         trials = [live.ramp.trial for live in self._tasks.values()]
         return any(trial is not None and trial.verdict is not None for trial in trials)
 
-    def _fold(self, live: _Live, rows: list[Evidence], promotions: list[Promotion]) -> None:
-        found: Iterator[tuple[Evidence, confidence.Observation | Step]] = chain(
-            confidence.fold(live.state, live.settings, rows, promotions, live.known), live.ramp.fold(rows, promotions)
-        )
-        for row, seen in found:
-            event = Event(
-                key=f"{row.seq}/{seen.name}",  # each process that folds this row says the same; it is kept once
-                name=seen.name,
-                task=row.task,
-                at=row.at,
-                message=seen.message,
-                evidence=seen.evidence,
-            )
-            live.unsaid.append((event, row.version))
-            live.urgent = live.urgent or seen.name in decide.URGENT
-        live.labels += sum(row.served == "remote" or row.score is not None for row in rows)
-
-    async def _say(self, live: _Live) -> None:
+    async def _say(self, live: Live) -> None:
         """Record what the fold found. What a failing store does not take is said again the next time."""
         while live.unsaid:
             event, version = live.unsaid[0]
@@ -691,12 +651,12 @@ class Apprentice:
                 await self._store.certify(event.task, version, event.at)
             live.unsaid.popleft()
 
-    async def _save(self, live: _Live) -> None:
+    async def _save(self, live: Live) -> None:
         """Keep a snapshot, so that a restart folds only what came after it."""
         await self._store.save_state(live.config.name, live.seq, live.state.to_json())
         live.saved_at = live.seq
 
-    def _adopt(self, live: _Live, champion: Version) -> None:
+    def _adopt(self, live: Live, champion: Version) -> None:
         """Serve another version from the next request on; requests in flight finish with the one they began with.
 
         One that cannot be loaded is reported once, and the remote answers: the version before it is no longer watched.
@@ -707,7 +667,7 @@ class Apprentice:
             live.report("VERSION_UNUSABLE", self._clock(), champion.id, str(error))
         live.champion, live.urgent = champion, False
 
-    async def _try_out(self, live: _Live, canary: Version | None) -> None:
+    async def _try_out(self, live: Live, canary: Version | None) -> None:
         """Have the canary beside the champion. One that cannot be loaded is no longer tried out, by anybody."""
         before, live.canary = live.canary, canary
         if (before and before.id) == (canary and canary.id):
@@ -721,19 +681,25 @@ class Apprentice:
 
     # --- teaching, in a process of its own ----------------------------------------------------------------------------
 
-    def _maybe_learn(self, live: _Live) -> None:
+    def _maybe_learn(self, live: Live) -> None:
         """Start a teaching cycle in the background when enough was learned about the task since the last one."""
         local = live.config.local or self.config.local
         if live.cycle is not None or self._closed or local.learn != "background" or local.fine_tune_backend is None:
             return
         first = live.config.confidence_thresholds.phase1_to_phase2
         new, batch = live.labels - live.tried_at, local.fine_tune_batch_size
-        waits = live.canary is not None and not live.urgent  # for whether what was learned last is any better
-        if not waits and decide.needs_training(new, live.tried_at, batch, first, urgent=live.urgent):
-            live.tried_at = live.labels
+        outgrown = promotion.outgrown(live.labels, live.tried_at, lineage.examples_of(live.champion))
+        waits = live.canary is not None and not live.urgent and not outgrown  # for its verdict, see learn.due
+        now, zone = self._clock(), ZoneInfo(self.config.budget.timezone)
+        planned = new > 0 and decide.scheduled(local.schedule, live.taught_at, now, zone)
+        trying = live.canary is not None and outgrown
+        if not waits and (
+            trying or planned or decide.needs_training(new, live.tried_at, batch, first, urgent=live.urgent)
+        ):
+            live.tried_at, live.taught_at = live.labels, now
             live.cycle = asyncio.create_task(self._teach(live))
 
-    async def _teach(self, live: _Live) -> None:
+    async def _teach(self, live: Live) -> None:
         try:
             code, said = await launch.teach(self.config, live.config.name)
             if code != 0 and not self._closed:
@@ -752,23 +718,23 @@ class Apprentice:
 
     # --- what is looked at now and then, in the background ------------------------------------------------------------
 
-    def _maybe_look(self, live: _Live) -> None:
+    def _maybe_look(self, live: Live) -> None:
         """Start a look when it is time for one: can the caps pay for the contract, is the remote still the same?"""
         if live.look is None and not self._closed and (live.written >= _FORESEE_EVERY or self._may_probe(live)):
             live.look = asyncio.create_task(self._look(live))
 
-    def _may_probe(self, live: _Live) -> bool:
+    def _may_probe(self, live: Live) -> bool:
         forced = live.mode is not None and live.mode.forces_remote(self._clock())
         return not forced and live.probes.due(live.labels)
 
-    async def _look(self, live: _Live) -> None:
+    async def _look(self, live: Live) -> None:
         try:
             if live.written >= _FORESEE_EVERY:
                 live.written = 0
                 level = None if live.standing.phase == "cold_start" else live.standing.level
                 await self._calls.look(live.config, gap=live.state.gap, level=level)
             if self._may_probe(live):
-                lower = confidence.summary(live.state, live.settings).detail.get("repeat_lower")
+                lower = agreement.summary(live.state, live.settings).detail.get("repeat_lower")
                 await live.probes.round(probe.allowed(sum(live.state.repeats_low), lower))
             name = live.config.name
             live.urgent = decide.is_urgent(

@@ -39,6 +39,8 @@ async def give(
     if record is None:
         raise UnknownRequest(f"no request {request_id[:80]!r} is recorded")
     task = config.task(record.task)
+    if record.input is None:
+        raise InvalidRequest(f"request {request_id!r} was not captured: there is nothing that could be learned from it")
     for name, text in (("by", by), ("comment", comment)):
         if len(text) > _LONGEST:
             raise InvalidInput(f"{name}: has {len(text):,} characters; {_LONGEST:,} are allowed")
@@ -72,8 +74,10 @@ def current(said: Iterable[Correction]) -> dict[str, Correction]:
 
 
 async def known(store: Store, task: str) -> int:
-    """From how many labels a task could learn: recorded answers of the remote, and what people said."""
-    return await store.count(task, labelled=True) + len(current(await store.corrections(task)))
+    """From how many labels a task could learn: the remote's, people's, teachers', and those that were imported."""
+    labels = sum(label.answer is not None for label in await store.labels(task))
+    recorded = await store.count(task, labelled=True) + await store.count_examples(task)
+    return recorded + len(current(await store.corrections(task))) + labels
 
 
 def _target(task: TaskConfig, record: Record, target: Json, *, approved: bool) -> Json:

@@ -386,22 +386,46 @@ def _hashes(headers: Mapping[str, str]) -> frozenset[str]:
 # --- into Ollama ------------------------------------------------------------------------------------------------------
 
 
-async def into_ollama(name: str, base_url: str, *, timeout: Seconds = 3600.0, allow_internal: bool = False) -> Json:
+async def into_ollama(
+    name: str, base_url: str, *, tell: Tell = _silent, silence: Seconds = 600.0, allow_internal: bool = False
+) -> Json:
     """What Ollama says once it has fetched the model. A pull that was cut goes on when it is asked for again.
 
-    Raises ModelUnavailable where trying again may help, else ModelRejected.
+    `tell` hears of each layer by the first digits of its digest; `silence`: the longest without a word of it. Raises
+    ModelUnavailable where trying again may help, else ModelRejected. Source: https://docs.ollama.com/api/pull.
     """
     near = allow_internal or urlsplit(base_url).hostname in ("127.0.0.1", "localhost", "::1")
     url = wire.check_url(base_url, allow_internal=near)
     client = wire.client(allow_internal=near)
-    body = json.dumps({"model": name, "stream": False}).encode()
-    request = wire.Request(f"{url}/api/pull", {"content-type": "application/json"}, body, timeout)
+    body = json.dumps({"model": name, "stream": True}).encode()
+    headers = {"content-type": "application/json"}
+    request = wire.Request(f"{url}/api/pull", headers, body, silence, tell=_Layers(tell).heard)
     try:
         outcome = await wire.send(client, request)
     finally:
         await client.close()
-    if outcome.kind == "answered" and outcome.body is not None:
+    if outcome.kind == "answered" and outcome.body is not None and outcome.body.get("status") == "success":
         return outcome.body
     refused = outcome.status is not None and 400 <= outcome.status < 500
     kind = ModelRejected if refused else ModelUnavailable
-    raise kind(f"Ollama at {url} could not pull {name}: {outcome.problem}", outcome="rejected")
+    why = outcome.problem or "it stopped before the end"
+    raise kind(f"Ollama at {url} could not pull {name}: {why}", hint=_NO_MORE, outcome="rejected")
+
+
+class _Layers:
+    """Reads what Ollama says of a pull: several lines a second, for each layer how many of its bytes are there."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+        self._there: dict[str, int] = {}
+
+    def heard(self, line: bytes) -> None:
+        """Tell what is new in a line. What is no report of bytes is left to whoever reads how it ends."""
+        try:
+            told = json.loads(line)
+            layer, total, there = str(told["digest"]), int(told["total"]), int(told.get("completed") or 0)
+        except (ValueError, KeyError, TypeError):
+            return
+        if self._there.get(layer) != there:
+            self._there[layer] = there
+            self._tell(layer.removeprefix("sha256:")[:12], there, total)

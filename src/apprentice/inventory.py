@@ -363,7 +363,7 @@ async def unload(chosen: Chosen) -> str:
 def _held(model: Model) -> int | None:
     """Bytes that the model's own server holds; None for a server of somebody else's, or none."""
     pid = getattr(model, "pid", None)
-    return None if pid is None else process.memory(pid) or None
+    return None if pid is None else process.group_memory(pid) or None
 
 
 class Probed(Value):

@@ -54,6 +54,19 @@ class PaidTrainer(Trainer, Protocol):
         ...
 
 
+@runtime_checkable
+class LedTrainer(Trainer, Protocol):
+    """A trainer whose job is a folder here, that a later cycle goes on with. Nobody bills it."""
+
+    def lead(self, token: int) -> None:
+        """What `train` makes from now on is made under the lease of that token: holders of older ones publish nothing."""
+        ...
+
+    def stop(self) -> None:
+        """Let `train` end soon with TrainingError. The job stays."""
+        ...
+
+
 async def train(
     task: TaskConfig,
     trainer: Trainer,
@@ -72,6 +85,10 @@ async def train(
     hold stay for who comes next.
     """
     learnable = task.learnable_task
+    if isinstance(trainer, LedTrainer):
+        trainer.lead(lease.token)
+        begun = asyncio.to_thread(trainer.train, learnable, examples, into=into, seed=seed, licence=licence)
+        return await _waited(asyncio.create_task(begun), trainer.stop)
     if not isinstance(trainer, PaidTrainer):
         made: Checkpoint = await asyncio.to_thread(
             trainer.train, learnable, examples, into=into, seed=seed, licence=licence
@@ -89,14 +106,20 @@ async def train(
         asyncio.to_thread(trainer.train, learnable, examples, into=into, seed=seed, licence=licence)
     )
     try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        trainer.stop()
-        await asyncio.wait([work])
-        raise
+        return await _waited(work, trainer.stop)
     finally:
         if work.done():
             await _settled(trainer, task, into, store, purse)
+
+
+async def _waited(work: asyncio.Task[Checkpoint], stop: Callable[[], None]) -> Checkpoint:
+    """What the thread makes. Cancelled, it is told to stop, and waited for."""
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        stop()
+        await asyncio.wait([work])
+        raise
 
 
 async def _hold(task: TaskConfig, quote: Hold, purse: Purse) -> None:

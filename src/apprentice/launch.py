@@ -34,9 +34,13 @@ async def teach(config: Config, task: str) -> tuple[int, str]:
 
 
 def _run(config: Config, task: str) -> tuple[int, str]:
-    """Run the worker to its end. It gets the configuration on its standard input, and none of the providers' keys."""
-    log = (config.task(task).local or config.local).model_dir / task / "learn.log"
+    """Run the worker to its end. It gets the configuration on its standard input, and none of the providers' keys but
+    those of the teachers that it is to ask."""
+    local = config.task(task).local or config.local
+    log = local.model_dir / task / "learn.log"
     keys = {remote.api_key_env for remote in [config.remote, *config.remote.additional_providers, *config.teachers]}
+    if local.teacher_labels:
+        keys -= {remote.api_key_env for remote in config.teachers}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as said:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter and module, and the name of a configured task

@@ -1,4 +1,4 @@
-"""One teaching cycle: select -> permit -> train -> examine -> promote or drop.
+"""One teaching cycle: select and permit (selection.py) -> train -> examine -> promote or drop.
 
 It shares only the store with the engine. A lease makes sure that a task is taught by one process at a time; its token is
 checked again when the version is promoted, so that a worker that was thought dead cannot publish over its successor.
@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import date
+from hashlib import sha256
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
+from zoneinfo import ZoneInfo
 
-from apprentice import decide, feedback, jobs, licence, lineage, plugins, promotion
-from apprentice.config import Config, Local, Remote, TaskConfig
+from apprentice import balance, decide, feedback, fields, jobs, licence, lineage, nearness, plugins, promotion
+from apprentice.config import Config, Local, TaskConfig
 from apprentice.errors import ConfigError, ModelError, StoreError, TrainingError
 from apprentice.evaluators import field
 from apprentice.purse import Purse
 from apprentice.request import validated
+from apprentice.selection import Selection, choose, gold, key_of, label, lawful, permit, ruling, select, teachers
 from apprentice.shelf import load, ready
 from apprentice.trainers import Updater
 from apprentice.types import (
@@ -44,24 +48,28 @@ from apprentice.types import (
     Version,
 )
 
+__all__ = [
+    "Examination",
+    "Selection",
+    "due",
+    "examine",
+    "gold",
+    "lawful",
+    "learn",
+    "permit",
+    "promote",
+    "select",
+    "teachers",
+    "train",
+]
+
 _LEASE: Seconds = 20.0  # renewed every fourth of it; a worker that dies is replaced after this long
 _LOOK: Seconds = 0.5  # between two looks whether somebody else's lease has ended
 _SLICES = 20  # values of one field that are looked at, the commonest ones
 _TIMED = 30  # held-out rows that are answered one by one, to see how long that takes
+_KNOWN = 2_000  # rows in training, the newest, in which the most similar input is looked for
+_ASKED = 200  # held-out rows, the newest, for which it is
 _RECENT = 300  # inputs on which the candidate's confidence is looked at, to fix its deferral thresholds
-
-
-class Selection(NamedTuple):
-    """What a cycle may learn from, and what it is examined on. `labels` counts the recorded answers behind both.
-
-    `licence`: the proof that `training` may train, of which `chosen` are the rows before the terms were looked at.
-    """
-
-    training: list[Example]
-    held_out: list[Example]
-    labels: int
-    chosen: tuple[Example, ...] = ()
-    licence: Mapping[str, Json] = {}
 
 
 class Examination(NamedTuple):
@@ -92,12 +100,11 @@ async def learn(
     """
     task = config.task(task_name)
     async with _teaching(store, task_name, owner, clock) as lease:
-        if not force and not await due(config, task, store):
+        if not force and not await due(config, task, store, now=clock()):
             return None  # whoever taught before us has seen the same answers
+        await label(config, task, store, clock, owner, seed)
         corrected = await gold(store, task_name)
-        selection = select(
-            await store.records(task_name, labelled=True), corrected, (task.local or config.local).gold_weight
-        )
+        selection = await choose(config, task, store, corrected)
         if not selection.training:
             raise TrainingError(f"task {task_name!r} has no recorded answer to learn from yet")
         selection = await permit(config, task, selection, store, clock)
@@ -107,125 +114,27 @@ async def learn(
         return await promote(task_name, selection, checkpoint, examination, store, lease, clock)
 
 
-async def due(config: Config, task: TaskConfig, store: Store) -> bool:
-    """Whether enough was recorded since the last cycle for another one."""
+async def due(config: Config, task: TaskConfig, store: Store, *, now: Seconds = 0.0) -> bool:
+    """Whether enough was recorded since the last cycle for another one, or anything and the schedule says that it is time.
+
+    `now`: for the schedule; without it none is due by that.
+    """
     labels = await feedback.known(store, task.name)
     versions = await store.versions(task.name)
-    before = max((version.metrics.get("labels", 0) for version in versions), default=0)
-    batch = (task.local or config.local).fine_tune_batch_size
+    # A candidate is one whose cycle was killed before it was promoted: nothing came of it, so another cycle is due.
+    ended = [version for version in versions if version.state != "candidate"]
+    before = max((version.metrics.get("labels", 0) for version in ended), default=0)
+    local = task.local or config.local
     urgent = decide.is_urgent(versions, await store.events(task.name, names=sorted(decide.URGENT)))
     if not urgent and any(version.state == "canary" for version in versions):
-        return False  # it is about to say whether what was learned last is any better
+        # It is about to say whether what was learned last is any better; unless so much is known that nobody asks it.
+        champion = next((version for version in versions if version.state == "champion"), None)
+        return promotion.outgrown(labels, before, lineage.examples_of(champion))
     first = task.confidence_thresholds.phase1_to_phase2
-    return decide.needs_training(labels - before, before, batch, first, urgent=urgent)
-
-
-async def gold(store: Store, task: str) -> list[tuple[Record, Correction]]:
-    """The requests about which a person's word stands, with that word."""
-    said = feedback.current(await store.corrections(task))
-    found = [(await store.record(request), word) for request, word in said.items()]
-    return [(record, word) for record, word in found if record is not None]
-
-
-def select(
-    records: Iterable[tuple[int, Record]], gold: Iterable[tuple[Record, Correction]] = (), gold_weight: float = 1.0
-) -> Selection:
-    """Examples from recorded remote answers: the newest answer to an input counts, one input in ten is held out.
-
-    A person's word replaces whatever any model said about the same input, and weighs `gold_weight`.
-    """
-    newest: dict[str, Example] = {}
-    labels = 0
-    for _, record in records:
-        if record.remote is None or record.remote.output is None:
-            continue
-        labels += 1
-        newest[promotion.fingerprint(record.input)] = Example(
-            input=record.input,
-            target=record.remote.output,
-            source="remote",
-            request_id=record.request_id,
-            model=record.remote.model,
-            teacher=record.remote.provider,
-            at=record.at,
-        )
-    for record, word in gold:
-        labels += 1
-        example = Example(
-            input=record.input,
-            target=word.target,
-            source="gold",
-            weight=gold_weight,
-            request_id=record.request_id,
-            at=word.at,
-        )
-        if record.remote is not None and not licence.authored(word.target, record.remote.output):
-            # Approved, not written: it is still the remote's answer, and its terms count.
-            whose = {"model": record.remote.model, "teacher": record.remote.provider, "at": record.at}
-            example = example.model_copy(update=whose)
-        newest[promotion.fingerprint(record.input)] = example
-    held_out = [example for key, example in newest.items() if promotion.held_out(key)]
-    training = [example for key, example in newest.items() if not promotion.held_out(key)]
-    return Selection(training, held_out, labels)
-
-
-async def permit(
-    config: Config, task: TaskConfig, selection: Selection, store: Store, clock: Callable[[], Seconds]
-) -> Selection:
-    """The selection without the rows that may not train, with the proof for the others; says ROWS_REFUSED if there are any.
-
-    What is held out is only examined, which is no training. Raises TrainingError when no row is left.
-    """
-    today = licence.day(clock())
-    permitted, sifted = lawful(config, task, selection, today)
-    if sifted.refused:
-        refused = f"{len(sifted.refused)} of {len(permitted.chosen)} rows may not train"
-        reasons = "; ".join(f"{rows} because {why}" for why, rows in sifted.reasons.items())
-        evidence = {"rows": len(permitted.chosen), "refused": sifted.reasons}
-        key = f"ROWS_REFUSED/{today}/{sorted(sifted.reasons)}"  # once a day and for the same reasons
-        await store.add_event(
-            Event(
-                name="ROWS_REFUSED",
-                task=task.name,
-                at=clock(),
-                message=f"{refused}: {reasons}",
-                evidence=evidence,
-                key=key,
-            )
-        )
-        if not sifted.admitted:
-            raise TrainingError(f"task {task.name!r}: {refused}: {reasons}", hint="`apprentice licence` explains")
-    return permitted
-
-
-def lawful(config: Config, task: TaskConfig, selection: Selection, today: date) -> tuple[Selection, licence.Sifted]:
-    """The selection without the rows that may not train on that day, with the proof; and what became of each row."""
-    chosen = tuple(selection.training)
-    sifted = licence.sift(chosen, _ruling(config, task, today))
-    proof = licence.proof(sifted, today=today)
-    return selection._replace(training=sifted.examples, chosen=chosen, licence=proof), sifted
-
-
-def _ruling(config: Config, task: TaskConfig, today: date) -> Callable[[Example], licence.Ruling]:
-    asked = {remote.teacher: teacher for remote, teacher in teachers(config)}
-
-    def rule(example: Example) -> licence.Ruling:
-        known = asked.get(example.teacher)
-        if known is None and example.model and not example.teacher:
-            # Recorded before answers said where they were asked: any of the configured ones may have given it.
-            each = [licence.judge(example, teacher, task=task.name, today=today) for teacher in asked.values()]
-            return licence.strictest(each)
-        return licence.judge(example, known, task=task.name, today=today)
-
-    return rule
-
-
-def teachers(config: Config) -> list[tuple[Remote, licence.Teacher]]:
-    """Everyone whom this configuration asks, in its order, as the licence gate sees them."""
-    roles = [("remote", config.remote)]
-    roles += [("additional", remote) for remote in config.remote.additional_providers]
-    roles += [("teacher", remote) for remote in config.teachers]
-    return [(r, licence.Teacher(role, r.provider, r.model, r.host, r.permission)) for role, r in roles]
+    last = max((version.created_at for version in versions), default=None)
+    if labels > before and decide.scheduled(local.schedule, last, now, ZoneInfo(config.budget.timezone)):
+        return True
+    return decide.needs_training(labels - before, before, local.fine_tune_batch_size, first, urgent=urgent)
 
 
 async def going_on(
@@ -239,9 +148,13 @@ async def going_on(
     champion = next((version for version in versions if version.state == "champion"), None)
     if champion is None or len(selection.training) < len(selection.chosen):
         return None
-    urgent = decide.is_urgent(versions, await store.events(task.name, names=sorted(decide.URGENT)))
+    urgent = await _is_urgent(task, versions, store)
     said = any(word.at > champion.created_at for _, word in corrected)
     return Path(champion.path) if urgent or said else None
+
+
+async def _is_urgent(task: TaskConfig, versions: Sequence[Version], store: Store) -> bool:
+    return decide.is_urgent(versions, await store.events(task.name, names=sorted(decide.URGENT)))
 
 
 async def train(
@@ -261,7 +174,7 @@ async def train(
     are looked at once more: raises TrainingError when a row may no longer train. What a service bills for training is
     held before and settled after: raises BudgetError.
     """
-    again = licence.sift(selection.chosen, _ruling(config, task, licence.day(clock())))
+    again = licence.sift(selection.chosen, ruling(config, task, licence.day(clock())))
     licence.check_proof(selection.licence, again)
     local = task.local or config.local
     if local.fine_tune_backend is None:
@@ -299,36 +212,81 @@ async def train(
 async def examine(
     config: Config, task: TaskConfig, selection: Selection, checkpoint: Checkpoint, store: Store
 ) -> Examination:
-    """What candidate and champion do on the held-out rows, and the candidate's confidence on recent inputs."""
+    """What candidate and champion do on the held-out rows, and the candidate's confidence on recent inputs.
+
+    The rolling hold-out decides. On the frozen one the candidate may not be clearly worse either, unless something has
+    happened (decide.URGENT): then the oldest rows tell of a time that is over.
+    """
     name, settings = task.evaluator_settings
     evaluate = plugins.build("evaluators", name, **settings)
-    rows = held_out_rows(task, selection.held_out)
     local = task.local or config.local
-    champion = next((version for version in await store.versions(task.name) if version.state == "champion"), None)
-    before: promotion.Measured | None = None
+    examples, rolling, frozen = examined(selection, local.holdout_rolling)
+    rows = held_out_rows(task, [examples[row] for row in rolling])
+    versions = await store.versions(task.name)
+    champion = next((version for version in versions if version.state == "champion"), None)
+    old: promotion.Measured | None = None
     unusable = ""
     if champion is not None:
         try:
-            before, _ = await _measure(task, local, champion.path, selection.held_out, evaluate)
+            old, _ = await _measure(task, local, champion.path, examples, evaluate)
         except (ConfigError, ModelError) as error:  # its files are gone, or the task's schema was changed since
             unusable = f"{champion.id} can no longer answer: {error}"
-    recent = [record for _, record in await store.records(task.name, limit=_RECENT, newest=True)]
-    candidate, confidences = await _measure(
-        task, local, checkpoint.path, selection.held_out, evaluate, recent=recent, checkpoint=checkpoint
+    recent: list[Record | Example] = [r for _, r in await store.records(task.name, limit=_RECENT, newest=True)]
+    if len(recent) < _RECENT:  # a young task that began with another tool's log
+        recent += (await store.examples(task.name))[len(recent) - _RECENT :]
+    new, confidences = await _measure(
+        task, local, checkpoint.path, examples, evaluate, recent=recent, checkpoint=checkpoint
     )
-    little_at_stake = True
-    if champion is not None and before is not None:
-        had = champion.trained_on + int((champion.metrics.get("held_out") or {}).get("n", 0))
-        twice = len(selection.training) + len(selection.held_out) >= promotion.TWICE * had
+    little_at_stake, longest = True, None
+    if champion is not None and old is not None:
+        twice = len(selection.training) + len(selection.held_out) >= promotion.TWICE * lineage.examples_of(champion)
         little_at_stake = twice or (await lineage.standing(config, task, store)).phase != "steady"
+        if frozen != rolling and not await _is_urgent(task, versions, store):
+            longest = promotion.on(new, frozen).scores, promotion.on(old, frozen).scores
+    candidate, before = promotion.on(new, rolling), None if old is None else promotion.on(old, rolling)
     gates = [Gate.parse(gate) for gate in task.gates]
-    screening = promotion.judge(candidate, before, rows, gates=gates, holdout_decides=little_at_stake)
+    screening = promotion.judge(candidate, before, rows, gates=gates, holdout_decides=little_at_stake, frozen=longest)
     if unusable and screening.promote:
         screening = screening._replace(reason=unusable)
     measured = promotion.measures(candidate, rows)
-    measured["majority"] = await _majority(selection, evaluate)
     measured["champion"] = None if before is None else promotion.measures(before, rows)
+    measured["frozen"] = _agreements(new, old, frozen)
+    written = [balance.writing(examples[row].input) for row in rolling]
+    if len(set(written)) > 1:
+        same = {name: [row for row, said in zip(rolling, written, strict=True) if said == name] for name in written}
+        measured["writing"] = {name: _agreements(new, old, which) for name, which in same.items()}
+    measured |= await _baselines(task, local, selection, [examples[row] for row in rolling], evaluate, versions)
     return Examination(screening, confidences, measured)
+
+
+def _agreements(
+    new: promotion.Measured, old: promotion.Measured | None, which: Sequence[int]
+) -> dict[str, Json] | None:
+    """Of candidate and champion on these rows; None without rows."""
+    if not which:
+        return None
+    before = None if old is None else fmean(old.scores[row] for row in which)
+    return {"n": len(which), "agreement": fmean(new.scores[row] for row in which), "champion": before}
+
+
+def examined(selection: Selection, newest: int) -> tuple[list[Example], list[int], list[int]]:
+    """The held-out rows that are examined; which of them are the rolling hold-out, the newest, and which the frozen one."""
+    kept = set(selection.frozen)
+    is_frozen = [key_of(example) in kept for example in selection.held_out]
+    start = len(selection.held_out) - newest
+    which = [row for row, frozen in enumerate(is_frozen) if frozen or row >= start]
+    places = range(len(which))
+    rolling = [place for place in places if which[place] >= start]
+    return [selection.held_out[row] for row in which], rolling, [place for place in places if is_frozen[which[place]]]
+
+
+def _frozen(new: promotion.Measured, old: promotion.Measured | None, frozen: Sequence[int]) -> dict[str, Json]:
+    """The agreement of candidate and champion on the frozen hold-out."""
+    if not frozen:
+        return {"frozen": None}
+    before = None if old is None else fmean(promotion.on(old, frozen).scores)
+    found = {"n": len(frozen), "agreement": fmean(promotion.on(new, frozen).scores), "champion": before}
+    return {"frozen": found}
 
 
 def held_out_rows(task: TaskConfig, examples: list[Example]) -> promotion.HeldOut:
@@ -345,14 +303,17 @@ def held_out_rows(task: TaskConfig, examples: list[Example]) -> promotion.HeldOu
 async def _measure(
     task: TaskConfig,
     local: Local,
-    path: str | Path,
+    path: str | Path | None,
     examples: list[Example],
     evaluate: Evaluator,
     *,
-    recent: list[Record] | None = None,
+    recent: list[Record | Example] | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> tuple[promotion.Measured, list[float]]:
-    """What the version at this path does; with `checkpoint`, its confidences on the recent inputs as well."""
+    """What the version at this path does; None: the model that has learned nothing.
+
+    With `checkpoint`, its confidences on the recent inputs as well.
+    """
     model = load(local, path)
     try:
         await ready(model)
@@ -382,7 +343,7 @@ async def _measure(
         },
         latencies=latencies,
         cost=sum(answer.cost for answer in answers) / max(len(answers), 1),
-        size=await asyncio.to_thread(_size, Path(path)),
+        size=0 if path is None else await asyncio.to_thread(_size, Path(path)),
     )
     return found, confidences
 
@@ -391,14 +352,54 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
-async def _majority(selection: Selection, evaluate: Evaluator) -> float | None:
-    """The agreement of always giving the commonest answer: what a version has to beat to have learned anything."""
-    if not selection.training or not selection.held_out:
-        return None
+async def _baselines(
+    task: TaskConfig,
+    local: Local,
+    selection: Selection,
+    examples: list[Example],
+    evaluate: Evaluator,
+    versions: Sequence[Version],
+) -> dict[str, Json]:
+    """What a version has to beat to have learned anything: the commonest answer, that to the most similar input, and what
+    the model says that has learned nothing, where there is one."""
+    training, asked = selection.training[-_KNOWN:], examples[-_ASKED:]
+    found: dict[str, Json] = {"majority": None, "nearest": None, "untrained": None}
+    if not training or not examples:
+        return found
     counts = Counter(canonical(example.target) for example in selection.training)
     always = json.loads(counts.most_common(1)[0][0])
-    scores = [(await evaluate(always, example.target)).value for example in selection.held_out]
-    return sum(scores) / len(scores)
+    found["majority"] = fmean([(await evaluate(always, example.target)).value for example in examples])
+    if fields.closed(task.task)[0]:  # free text is not answered by what was said to somebody else
+        known, inputs = ([example.input for example in some] for some in (training, asked))
+        likest = await asyncio.to_thread(nearness.nearest, known, inputs)
+        scores = [
+            0.0 if row is None else (await evaluate(training[row].target, example.target)).value
+            for row, example in zip(likest, asked, strict=True)
+        ]
+        found["nearest"] = {"n": len(scores), "agreement": fmean(scores)}
+    found["untrained"] = await _untrained(task, local, selection.held_out[:_TIMED], evaluate, versions)
+    return found
+
+
+async def _untrained(
+    task: TaskConfig, local: Local, examples: list[Example], evaluate: Evaluator, versions: Sequence[Version]
+) -> dict[str, Json] | None:
+    """What the base model does on the oldest held-out rows; None where the backend has none. Measured once for the same."""
+    if "model" not in inspect.signature(plugins.find("models", local.backend).build).parameters:
+        return None
+    asked = [[example.input, example.target] for example in examples]
+    about = [local.backend, local.base_model, local.settings, task.task.model_dump(mode="json"), asked]
+    of = sha256(canonical(about).encode()).hexdigest()[:16]
+    for version in reversed(versions):
+        before: dict[str, Json] = (version.metrics.get("examination") or {}).get("untrained") or {}
+        if before.get("of") == of and "problem" not in before:
+            return before
+    try:
+        measured, _ = await _measure(task, local, None, examples, evaluate)
+    except (ConfigError, ModelError) as error:
+        return {"of": of, "n": 0, "agreement": None, "problem": str(error)}
+    valid = fmean(text is not None for text in measured.said)
+    return {"of": of, "n": len(examples), "agreement": fmean(measured.scores), "json_validity": valid}
 
 
 def canonical(value: Json) -> str:
@@ -432,6 +433,8 @@ async def promote(
                 "gold": sorted(e.request_id for e in selection.training if e.source == "gold" and e.request_id),
                 "held_out": {"n": screening.n, "candidate": screening.candidate, "champion": screening.champion},
                 "reason": screening.reason,
+                "frozen": list(selection.frozen),
+                "set": dict(selection.about),
                 "examination": dict(examination.measured),
                 "licence": dict(selection.licence) | dict(checkpoint.manifest.get("licence", {})),
                 "confidences": examination.confidences,
@@ -487,7 +490,9 @@ async def _teaching(store: Store, task_name: str, owner: str, clock: Callable[[]
         await store.release(lease)
 
 
-async def _confidences(task: TaskConfig, candidate: Model, recent: list[Record], checkpoint: Checkpoint) -> list[float]:
+async def _confidences(
+    task: TaskConfig, candidate: Model, recent: Sequence[Record | Example], checkpoint: Checkpoint
+) -> list[float]:
     """The candidate's confidence on recent inputs, sorted: what it would have said had it not learned from them.
 
     A model is surer of what it was trained on, so the trainer's out-of-fold confidence is taken for those rows where there

@@ -58,12 +58,19 @@ async def ramp(store: Store, task: str, *, until: int | None = None) -> Ramp:
     return found
 
 
-def with_canary(now: Confidence, ramp: Ramp, known: Mapping[str, Sequence[float]], floor: float) -> Confidence:
+def with_canary(now: Confidence, ramp: Ramp, known: Mapping[str, Sequence[float]]) -> Confidence:
     """The standing as it is while a canary runs, if one does. `known`: confidences on recent inputs, by version."""
     if (trial := ramp.trial) is None:
         return now
-    rate = ramp.rate(now.sampling_rate, floor)
-    return confidence.beside(now, trial.version, trial.share, known.get(trial.version, ()), rate)
+    return confidence.beside(now, trial.version, trial.share, known.get(trial.version, ()))
+
+
+def examples_of(version: Version | None) -> int:
+    """How many Examples a version was made of, those that it was examined on among them; 0 for none."""
+    if version is None:
+        return 0
+    held_out = (version.metrics.get("held_out") or {}).get("n", 0)
+    return version.trained_on + int((version.metrics.get("set") or {}).get("held_out", held_out))
 
 
 async def standing(config: Config, task: TaskConfig, store: Store) -> Confidence:

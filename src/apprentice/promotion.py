@@ -97,6 +97,15 @@ class Measured(NamedTuple):
     size: int = 0  # bytes
 
 
+def on(found: Measured, which: Sequence[int]) -> Measured:
+    """The same of some of the rows; latencies, cost and size stay those of all."""
+    return found._replace(
+        scores=[found.scores[row] for row in which],
+        said=[found.said[row] for row in which],
+        fields={name: [scores[row] for row in which] for name, scores in found.fields.items()},
+    )
+
+
 def measures(found: Measured, rows: HeldOut) -> dict[str, Json]:
     """Everything that was measured, by name; each of METRICS that could be is among them."""
     slices = {name: _mean_of(found.scores, which) for name, which in rows.slices.items()}
@@ -168,11 +177,13 @@ def judge(
     *,
     gates: Iterable[Gate] = (),
     holdout_decides: bool = True,
+    frozen: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Screening:
     """Whether the candidate is promoted, tried out beside the champion, or rejected; a refusal names gate and gap.
 
     `champion`: None where none can answer. `holdout_decides`: little is at stake, or the candidate has seen twice as
-    much; otherwise what passes becomes a canary.
+    much; otherwise what passes becomes a canary. `frozen`: the scores of both on the frozen hold-out, where the candidate
+    may not be worse by more than a part's margin either.
     """
     found = screen(candidate.scores, None if champion is None else champion.scores)
     refusals = [] if found.promote else [found.reason]
@@ -180,6 +191,7 @@ def judge(
     refusals += _collapsed(candidate, rows)
     if champion is not None:
         refusals += _parts_lost(candidate, champion, rows)
+        refusals += [] if frozen is None else _part_lost("the frozen hold-out", *frozen)
         refusals += _slower_or_dearer(candidate, champion)
     if refusals:
         return found._replace(promote=False, reason="; ".join(refusals))
@@ -237,6 +249,18 @@ def _slower_or_dearer(candidate: Measured, champion: Measured) -> Iterator[str]:
         yield f"latency: p95 is {pairs[1][0]:.1f} ms, the champion's {pairs[1][1]:.1f} (allowed: {allowed[1]:.1f})"
     if candidate.cost > DEARER * champion.cost:
         yield f"cost: {candidate.cost:.1f} micro-dollars an answer, the champion's {champion.cost:.1f}"
+
+
+def outgrown(labels: int, before: int, champion: int) -> bool:
+    """Whether a candidate made now would be the first with twice the champion's Examples, so that the hold-out decides.
+
+    `labels` and `before`: how many there are, and were at the last cycle. A few of them repeat an input.
+
+    >>> outgrown(620, 480, 300), outgrown(620, 615, 300)
+    (True, False)
+    """
+    enough = 1.02 * TWICE * champion
+    return before < enough <= labels
 
 
 # --- a canary --------------------------------------------------------------------------------------------------------
@@ -342,16 +366,6 @@ class Ramp:
     def _turn(self, made: Promotion) -> None:
         self.number = made.number
         self.trial = Trial(made.version, made.number, made.after) if made.state == "canary" else None
-
-    def rate(self, rate: float, floor: float) -> float:
-        """The sampling rate while a trial runs: audits follow its evidence, as they follow that of a level.
-
-        >>> Ramp(Trial("v2", 1)).rate(0.02, 0.02)
-        0.02
-        """
-        if self.trial is None or self.trial.verdict is not None:
-            return rate
-        return max(rate, min(floor * max(1.0, self.trial.gain, self.trial.loss) ** 2, 1.0))
 
 
 # --- how rows are split ----------------------------------------------------------------------------------------------

@@ -342,7 +342,7 @@ def _text(value: Any) -> str:
 
 def lost_before(config: Config, now: Seconds) -> Seconds:
     """The moment before which a hold that is still open belongs to a process that died, unless it is a LONG_HOLD."""
-    remotes = (config.remote, *config.remote.additional_providers)
+    remotes = (config.remote, *config.remote.additional_providers, *config.teachers)
     return now - 2 * max(remote.timeout for remote in remotes) - _GRACE
 
 

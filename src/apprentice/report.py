@@ -15,7 +15,8 @@ from datetime import datetime, tzinfo
 from decimal import Decimal
 from zoneinfo import ZoneInfo
 
-from apprentice import budget, calibration, confidence, decide, lineage
+from apprentice import agreement, budget, calibration, comparison, confidence, decide, lineage
+from apprentice.comparison import Comparison
 from apprentice.config import Config, TaskConfig
 from apprentice.errors import InvalidRequest
 from apprentice.promotion import Ramp
@@ -128,6 +129,7 @@ class TaskReport(Value):
     agreement: float | None  # on all audits, whatever the version. It is not accuracy
     versions: list[Version]
     calibration: list[CalibrationLine]  # of versions with 20 audits and more that had a confidence
+    teachers: Comparison | None = None  # the last one: their agreement is the ceiling of what can be taught
     trajectory: list[Point]
 
 
@@ -189,7 +191,7 @@ async def status(config: Config, store: Store, *, now: Seconds) -> list[TaskStat
     found = []
     for task in config.tasks:
         history = await _read(config, task, store)
-        standing = confidence.summary(history.live(), history.settings)
+        standing = agreement.summary(history.live(), history.settings)
         ramp = await lineage.ramp(store, task.name)
         mode = history.mode
         found.append(
@@ -221,7 +223,7 @@ class _History:
 
     def with_canary(self, now: Confidence, ramp: Ramp) -> Confidence:
         """The standing as it is while a canary runs, if one does."""
-        return lineage.with_canary(now, ramp, self.known, self.settings.floor)
+        return lineage.with_canary(now, ramp, self.known)
 
     def live(self) -> confidence.State:
         """The state that an engine has: the last snapshot, and the Records after it."""
@@ -304,6 +306,7 @@ async def _report(config: Config, task: TaskConfig, store: Store) -> TaskReport:
         agreement=sum(scores) / len(scores) if scores else None,
         versions=await store.versions(task.name),
         calibration=[some.line(version) for version, some in compared.items() if some.audits >= _ENOUGH],
+        teachers=await comparison.last(store, task.name),
         trajectory=points,
     )
 
@@ -527,7 +530,7 @@ async def explain(config: Config, store: Store, request_id: str) -> Explanation:
         if row.at == record.at and await _is_at(row, record, store):
             break
         past.fold(row)
-    before = confidence.summary(past.state, history.settings)
+    before = agreement.summary(past.state, history.settings)
     return Explanation(record=record, seq=row.seq, lag=past.lag(record), before=before, events=past.fold(row))
 
 

@@ -44,7 +44,9 @@ class Request:
     repeat: Score | None = None
     canary: Loaded | None = None  # what is tried out, where it answers the same audit
     rival: Score | None = None
+    rival_confidence: float | None = None
     attempts: list[Attempt] = field(default_factory=list)
+    capture: bool = True  # whether what was said is kept
     problem: str | None = None  # what went wrong on the way although there is an answer
 
     @property
@@ -81,6 +83,7 @@ class Request:
             score=self.score,
             repeat=self.repeat,
             rival=self.rival,
+            rival_confidence=self.rival_confidence,
             rival_version=self.canary.version.id if self.canary is not None and self.rival is not None else None,
             attempts=tuple(self.attempts),
             cost=sum(attempt.cost for attempt in self.attempts),
@@ -89,6 +92,27 @@ class Request:
             tags=self.tags,
             error=error or self.problem,
         )
+
+
+def blanked(record: Record) -> Record:
+    """The Record without a word of what was asked and answered: who decided what, scores in sum, tokens and money."""
+    no_words: dict[str, Json] = {"output": None, "text": "", "problem": None}
+
+    def blank(answer: Answer | None) -> Answer | None:
+        return None if answer is None else answer.model_copy(update=no_words)
+
+    return record.model_copy(
+        update={
+            "input": None,
+            "local": blank(record.local),
+            "remote": blank(record.remote),
+            "score": None if record.score is None else Score(value=record.score.value),
+            "repeat": None if record.repeat is None else Score(value=record.repeat.value),
+            "rival": None if record.rival is None else Score(value=record.rival.value),
+            "error": None if record.error is None else record.error.partition(":")[0],
+            "attempts": tuple(attempt.model_copy(update={"problem": None}) for attempt in record.attempts),
+        }
+    )
 
 
 def validated(task: TaskConfig, answer: Answer) -> Answer:

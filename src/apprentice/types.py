@@ -168,6 +168,7 @@ class Record(Value):
     repeat: Score | None = None  # of a second answer of the remote against its first: how far it agrees with itself
     rival: Score | None = None  # of the canary's answer, on an audit that both answered; 0 where it had none to serve
     rival_version: str | None = None
+    rival_confidence: float | None = None
     attempts: tuple[Attempt, ...] = ()
     cost: Micros = 0
     latency: Seconds = 0.0
@@ -193,6 +194,7 @@ class Evidence(NamedTuple):
     repeat: float | None = None  # the remote's agreement with itself, where it was asked twice
     rival: float | None = None  # score of the canary on the same audit, and which version that was
     rival_version: str | None = None
+    rival_confidence: float | None = None
 
 
 class Correction(Value):
@@ -208,6 +210,24 @@ class Correction(Value):
     target: Json = None  # the right output; None where it was withdrawn
     by: str = ""
     comment: str = ""
+
+
+class Label(Value):
+    """What a teacher said about a request from whose answers nobody may learn, or that the local model answered alone.
+
+    One a request. It is no Record: nobody was served with it, and nothing is tested by it.
+    """
+
+    request_id: str
+    task: str
+    at: Seconds
+    input: Json
+    answer: Answer | None = None  # None: no teacher had one of use, and the request is not put to them again
+    attempts: tuple[Attempt, ...] = ()
+
+    @property
+    def cost(self) -> Micros:
+        return sum(attempt.cost for attempt in self.attempts)
 
 
 class Permission(Value):
@@ -527,10 +547,19 @@ class Store(Protocol):
     async def add_correction(self, correction: Correction) -> None: ...
     async def corrections(self, task: str, *, request_id: str | None = None) -> list[Correction]: ...
 
+    async def add_examples(self, task: str, examples: Sequence[Example]) -> int: ...
+    async def examples(self, task: str) -> list[Example]: ...
+    async def count_examples(self, task: str) -> int: ...
+    async def remove_examples(self, task: str, ids: Sequence[str]) -> int: ...
+
+    async def add_label(self, label: Label) -> bool: ...
+    async def labels(self, task: str) -> list[Label]: ...
+
     async def add_event(self, event: Event) -> None: ...
     async def events(
         self, task: str | None = None, *, names: Sequence[str] | None = None, limit: int = 100
     ) -> list[Event]: ...
+    async def events_after(self, number: int, *, limit: int = 100) -> list[tuple[int, Event]]: ...
     async def set_mode(
         self, task: str, mode: Literal["remote", "auto"], until: Seconds | None, at: Seconds
     ) -> None: ...

@@ -28,9 +28,10 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
@@ -41,6 +42,7 @@ from apprentice.errors import ConfigError
 from apprentice.types import Json, Seconds
 
 MAX_BODY = 16 * 2**20  # bytes of an answer after decompression; a structured answer is thousands of times smaller
+_PIECE = 2**20  # bytes of a file that is sent
 _SHORTEST_SECRET = 8
 _LONGEST_RETRY_AFTER: Seconds = 86_400.0
 # Servers close idle connections after five seconds and more (uvicorn: 5 s). Closing first avoids the race in which a
@@ -53,7 +55,8 @@ class Request:
     """One request. `timeout` is the total time until the last byte; `secret` is taken out of what comes back.
 
     `free`: error statuses that this provider documents as not charged, beyond those that nobody charges for. `lines`: a
-    success is a file of JSON lines.
+    success is a file of JSON lines. `file`: is sent piece by piece instead of `body`. `tell`: is given each line of a
+    success as it comes; then only the last line is kept, and `timeout` is the longest silence between two of them.
     """
 
     url: str
@@ -65,6 +68,8 @@ class Request:
     free: frozenset[int] = frozenset()
     method: Literal["POST", "GET"] = "POST"
     lines: bool = False
+    file: Path | None = None
+    tell: Callable[[bytes], None] | None = field(default=None, repr=False)
 
 
 class Reply(NamedTuple):
@@ -81,7 +86,8 @@ class Client(Protocol):
 
     `exchange` calls `leaving()` before the first byte of the request is handed to the network: until then the attempt
     counts as not sent. It reads at most `request.limit` bytes of the body, follows no redirect, and raises OSError for
-    whatever goes wrong: Blocked for an address that must not be reached, TooLarge for a body over the limit.
+    whatever goes wrong: Blocked for an address that must not be reached, TooLarge for a body over the limit. It
+    sends `request.file` where there is one, hands each line of a success to `request.tell`, and replies with the last.
     """
 
     async def exchange(self, request: Request, leaving: Callable[[], None]) -> Reply: ...
@@ -121,7 +127,7 @@ class Outcome(NamedTuple):
 
 
 async def send(client: Client, request: Request) -> Outcome:
-    """What became of one attempt. The total deadline of the request holds, whatever the server does meanwhile."""
+    """What became of one attempt. The deadline of the request holds, whatever the server does meanwhile."""
     left = False
 
     def leaving() -> None:
@@ -129,8 +135,8 @@ async def send(client: Client, request: Request) -> Outcome:
         left = True
 
     try:
-        async with asyncio.timeout(request.timeout):
-            reply = await client.exchange(request, leaving)
+        async with asyncio.timeout(request.timeout) as deadline:
+            reply = await client.exchange(_told_in_time(request, deadline), leaving)
     except Blocked as error:
         return Outcome("not_sent", problem=str(error))
     except TimeoutError:
@@ -140,6 +146,19 @@ async def send(client: Client, request: Request) -> Outcome:
         return Outcome("unknown" if left else "not_sent", True, problem=_told(error))
     reply = _without(reply, request.secret)
     return _file(reply) if request.lines and 200 <= reply.status < 300 else classify(reply, request.free)
+
+
+def _told_in_time(request: Request, deadline: asyncio.Timeout) -> Request:
+    """The same request; each line that is told puts the deadline off, and has no key in it."""
+    tell = request.tell
+    if tell is None:
+        return request
+
+    def told(line: bytes) -> None:
+        deadline.reschedule(asyncio.get_running_loop().time() + request.timeout)
+        tell(_clean(line, request.secret))
+
+    return replace(request, tell=told)
 
 
 def classify(reply: Reply, free: frozenset[int] = frozenset()) -> Outcome:
@@ -415,23 +434,24 @@ class _Pool:
 
         # The pool would write an IPv6 host without its brackets.
         own = {"host": urlsplit(request.url).netloc, "accept-encoding": "identity", "user-agent": "apprentice"}
+        content: bytes | AsyncIterator[bytes] | None = request.body if request.method == "POST" else None
+        if request.file is not None:
+            size = request.file.stat().st_size
+            own["content-length"] = str(size)
+            content = _pieces(request.file, size)
         headers = list((own | dict(request.headers)).items())
         try:
             async with self._pool.stream(
                 request.method,
                 request.url,
                 headers=headers,
-                content=request.body if request.method == "POST" else None,
+                content=content,
                 extensions={"trace": trace},
             ) as answer:
                 # httpx2 undoes a compression that nobody asked for, piece by piece, so that the limit holds there too.
                 response = httpx2.Response(answer.status, headers=answer.headers, stream=_Stream(answer))
-                body = bytearray()
-                async for chunk in response.aiter_bytes():
-                    body += chunk
-                    if len(body) > request.limit:
-                        raise TooLarge(f"the answer is larger than {request.limit} bytes")
-                return Reply(answer.status, dict(response.headers), bytes(body))
+                body = await _read(response, request.limit, request.tell if response.is_success else None)
+                return Reply(answer.status, dict(response.headers), body)
         except _FAILURES as error:
             if _caused_by(error, ssl.SSLCertVerificationError):
                 raise Blocked("the server's certificate is not trusted") from None
@@ -439,6 +459,37 @@ class _Pool:
 
     async def close(self) -> None:
         await self._pool.aclose()
+
+
+async def _pieces(path: Path, left: int) -> AsyncIterator[bytes]:
+    with path.open("rb") as file:
+        while left:
+            piece = await asyncio.to_thread(file.read, min(left, _PIECE))
+            if not piece:
+                raise ConnectionError("the file became shorter while it was sent")
+            left -= len(piece)
+            yield piece
+
+
+async def _read(response: httpx2.Response, limit: int, tell: Callable[[bytes], None] | None) -> bytes:
+    """The body of an answer. With `tell`, which is given each line that is not empty, only the last line."""
+    body, last = bytearray(), b""
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if tell is not None and b"\n" in chunk:
+            *lines, rest = bytes(body).split(b"\n")
+            for line in filter(bytes.strip, lines):
+                tell(line)
+                last = line
+            body = bytearray(rest)
+        if len(body) > limit:
+            raise TooLarge(f"the answer is larger than {limit} bytes")
+    if tell is None:
+        return bytes(body)
+    if body.strip():
+        last = bytes(body)
+        tell(last)
+    return last
 
 
 class _Stream(httpx2.AsyncByteStream):
@@ -498,14 +549,16 @@ def _told(error: OSError) -> str:
 
 
 def _without(reply: Reply, secret: str) -> Reply:
-    """The reply without the key, which some servers repeat in their error messages.
-
-    A key of a few letters, as servers of one's own have it, is no secret: taking it out would spoil words of the answer.
-    """
+    """The reply without the key, which some servers repeat in their error messages."""
     if len(secret) < _SHORTEST_SECRET:
         return reply
     headers = {name: value.replace(secret, "[key]") for name, value in reply.headers.items()}
-    return Reply(reply.status, headers, reply.body.replace(secret.encode(), b"[key]"))
+    return Reply(reply.status, headers, _clean(reply.body, secret))
+
+
+def _clean(body: bytes, secret: str) -> bytes:
+    """A key of a few letters, as one's own servers have it, is no secret: taking it out would spoil words of the answer."""
+    return body if len(secret) < _SHORTEST_SECRET else body.replace(secret.encode(), b"[key]")
 
 
 def _json_object(body: bytes) -> dict[str, Json] | None:

@@ -1,5 +1,7 @@
 """Runs teaching cycles: one in a process that the engine starts, or all that are due, for ever; then it collects batches, too.
 
+Either way it delivers alerts meanwhile.
+
 python -m apprentice.worker --once TASK < configuration.json
 """
 
@@ -11,8 +13,10 @@ import os
 import socket
 import sys
 import time
+from random import Random
 
-from apprentice import plugins
+from apprentice import feedback, plugins
+from apprentice.alerts import Courier
 from apprentice.bulk import Bulk
 from apprentice.config import Config
 from apprentice.errors import ApprenticeError, StoreError
@@ -24,7 +28,11 @@ async def once(config: Config, task: str, *, force: bool = False) -> Version | N
     """The version that one cycle made, None if none was due. Raises what `learn` raises."""
     store: Store = plugins.build("stores", config.store.backend, path=config.store.path)
     try:
-        return await learn(config, task, store, clock=time.time, owner=owner(), force=force)
+        courier = _courier(config, store)
+        async with courier.at_work():
+            version = await learn(config, task, store, clock=time.time, owner=owner(), force=force)
+        await courier.deliver()
+        return version
     finally:
         await store.close()
 
@@ -37,23 +45,33 @@ async def forever(config: Config, *, every: Seconds) -> None:
     store: Store = plugins.build("stores", config.store.backend, path=config.store.path)
     failed: dict[str, int] = {}  # by task: how many labels there were
     try:
-        while True:
-            await collect(config, store)
-            for task in config.tasks:
-                labels = await store.count(task.name, labelled=True)
-                if labels == failed.get(task.name) or not await due(config, task, store):
-                    continue
-                try:
-                    await learn(config, task.name, store, clock=time.time, owner=owner())
-                except StoreError:
-                    raise
-                except ApprenticeError as error:
-                    failed[task.name] = labels
-                    said = f"{error}; serving goes on as before"
-                    await store.add_event(Event(name="TRAINING_FAILED", task=task.name, at=time.time(), message=said))
-            await asyncio.sleep(every)
+        async with _courier(config, store).at_work() as post:
+            while not post.done():  # it ends only when the store fails, and says so where it was begun
+                await collect(config, store)
+                for task in config.tasks:
+                    await _teach(config, task.name, store, failed)
+                await asyncio.wait([post], timeout=every)
     finally:
         await store.close()
+
+
+async def _teach(config: Config, task: str, store: Store, failed: dict[str, int]) -> None:
+    labels = await feedback.known(store, task)
+    if labels == failed.get(task) or not await due(config, config.task(task), store, now=time.time()):
+        return
+    try:
+        await learn(config, task, store, clock=time.time, owner=owner())
+    except StoreError:
+        raise
+    except ApprenticeError as error:
+        failed[task] = labels
+        said = f"{error}; serving goes on as before"
+        await store.add_event(Event(name="TRAINING_FAILED", task=task, at=time.time(), message=said))
+
+
+def _courier(config: Config, store: Store) -> Courier:
+    dice = Random()  # noqa: S311 - it spreads the moments of retries
+    return Courier(config, store, clock=time.time, owner=owner(), dice=dice)
 
 
 async def collect(config: Config, store: Store) -> None:

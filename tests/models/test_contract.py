@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import apprentice.models
-from apprentice import plugins
+from apprentice import export, plugins
 from apprentice.testing.local_servers import serve_llama_cpp, serve_ollama, serve_vllm
 from apprentice.testing.models import CHECKS, REMOTE_CHECKS, STREAM_CHECKS, TASK, Build, Case, RemoteCase, Serve
 from apprentice.testing.servers import asked, serve_anthropic, serve_google, serve_openai, serve_responses
@@ -72,6 +72,22 @@ async def embedded(folder: Path) -> AsyncIterator[Case]:
 
 
 @contextlib.asynccontextmanager
+async def ensemble(folder: Path) -> AsyncIterator[Case]:
+    examples = [Example(input=given, target=output, source="remote") for given, output in PAIRS * 10]
+    members = [{"settings": {"encoder": "tfidf", "c": c}} for c in (5.0, 20.0)]
+    checkpoint = plugins.build("trainers", "ensemble", members=members).train(TASK, examples, into=folder, seed=0)
+    yield Case(plugins.build("models", "ensemble", checkpoint=str(checkpoint.path)), TASK, PAIRS)
+
+
+@contextlib.asynccontextmanager
+async def exported(folder: Path) -> AsyncIterator[Case]:
+    examples = [Example(input=given, target=output, source="remote") for given, output in PAIRS * 10]
+    checkpoint = plugins.build("trainers", "embedded", encoder="wordllama").train(TASK, examples, into=folder, seed=0)
+    export.write(export.Order(checkpoint.path, TASK, "v1", "onnx", folder / "exported"))
+    yield Case(plugins.build("models", "onnx", checkpoint=folder / "exported"), TASK, PAIRS)
+
+
+@contextlib.asynccontextmanager
 async def mixed(folder: Path) -> AsyncIterator[Case]:
     """The embedded student's label with a generative one's reply, which says what was decided."""
     properties = {"label": {"enum": ["spam", "ham"]}, "reply": {"type": "string"}}
@@ -121,7 +137,7 @@ STREAMS: dict[str, tuple[Build, Serve]] = {
 CASES = (
     {name: behind(*wire) for name, wire in WIRES.items()}
     | {f"{name} stream": behind(*wire) for name, wire in STREAMS.items()}
-    | {"recorded": recorded, "embedded": embedded, "mixed": mixed}
+    | {"recorded": recorded, "embedded": embedded, "onnx": exported, "ensemble": ensemble, "mixed": mixed}
     | {name: on_a_server(name, serve) for name, serve in LOCAL.items()}
 )
 

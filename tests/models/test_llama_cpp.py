@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from apprentice import plugins, wire
+from apprentice import plugins, weights, wire
 from apprentice.errors import ConfigError, ModelError, ModelRejected, ModelUnavailable
 from apprentice.models._confidence import Token, confidence
 from apprentice.models._local import Local
 from apprentice.models.llama_cpp import memory_needed
+from apprentice.testing import hostile
 from apprentice.testing.local_servers import serve_llama_cpp, write_checkpoint
 from apprentice.testing.models import CHECKS, TASK, Case
 from apprentice.types import Answer, Json, Task
@@ -301,10 +303,12 @@ async def test_an_adapter_is_served_on_its_base_and_must_change_something(served
 
 
 def test_memory_is_estimated_from_the_file_and_the_contexts() -> None:
-    size = smollm2().stat().st_size
+    found = weights.check(smollm2())
     cache = 2 * 30 * 3 * (64 + 64)  # 16 bit, layers, heads of keys and values, their widths
     for context, parallel in ((1024, 1), (2048, 4)):
-        assert memory_needed(smollm2(), context, parallel) == size + cache * context * parallel + 128 * 2**20
+        assert memory_needed(found, context, parallel) == found.size + cache * context * parallel + 128 * 2**20
+    wide = replace(found, key_width=192, value_width=128)  # some heads are wider than their share of the model
+    assert memory_needed(wide, 100, 2) == found.size + 2 * 30 * 3 * (192 + 128) * 200 + 128 * 2**20
 
 
 async def test_a_model_that_does_not_fit_into_memory_is_not_started() -> None:
@@ -320,6 +324,14 @@ async def test_what_is_no_gguf_file_is_told(tmp_path: Path, content: bytes) -> N
     (tmp_path / "odd.gguf").write_bytes(content)
     model = owned(model=str(tmp_path / "odd.gguf"))
     with pytest.raises(ModelUnavailable, match=r"odd\.gguf is refused"):
+        await model.ready()
+    await model.close()
+
+
+async def test_safetensors_are_nothing_for_this_server(tmp_path: Path) -> None:
+    folder = hostile.adapter(tmp_path)
+    model = owned(model=str(folder / "adapter_model.safetensors"))
+    with pytest.raises(ModelUnavailable, match="is no GGUF file"):
         await model.ready()
     await model.close()
 
@@ -343,6 +355,9 @@ async def test_an_adapter_on_another_base_is_refused(tmp_path: Path) -> None:
 def test_settings_that_do_not_fit_are_told() -> None:
     with pytest.raises(ConfigError, match="needs `model`, `checkpoint` or `base_url`"):
         plugins.build("models", "llama_cpp")
+    for beside in ({}, {"model": "base.gguf", "base_url": "http://127.0.0.1:1"}, {"model": "a.gguf", "checkpoint": "b"}):
+        with pytest.raises(ConfigError, match="`adapter` is put on `model`|needs `model`"):
+            plugins.build("models", "llama_cpp", adapter="adapter.gguf", **beside)
     with pytest.raises(ConfigError, match="no program 'no-such-server'"):
         owned(binary="no-such-server")
     with pytest.raises(ConfigError, match="at least 1"):

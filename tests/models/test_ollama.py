@@ -177,6 +177,16 @@ async def test_a_whole_model_is_made_in_ollama(tmp_path: Path) -> None:
     assert list(created["files"]) == ["model.gguf"]
 
 
+async def test_hostile_weights_are_refused_before_ollama_hears_of_them(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, TASK, [(GIVEN, SPAM)], weights=b"GGUF and then nothing that is true")
+    async with serve_ollama(lambda _: SPAM) as server:
+        model = built(server, checkpoint=str(folder), model=None)
+        with pytest.raises(ModelUnavailable, match=r"model\.gguf is refused"):
+            await model.ready()
+        await model.close()
+        assert not server.requests
+
+
 async def test_an_adapter_without_its_base_says_what_to_pull(tmp_path: Path) -> None:
     (tmp_path / "base.gguf").write_bytes(b"base")
     folder = write_checkpoint(tmp_path, TASK, [(GIVEN, SPAM)], base=tmp_path / "base.gguf")

@@ -1,21 +1,25 @@
 """vLLM serves many tasks' adapters on one base; what it forgets is loaded again, what was changed is not served.
 
-vLLM cannot be installed beside the other packages of this project, so the server here is a double over real sockets.
-The first test drives it with the official OpenAI client, which vLLM documents as its client.
+vLLM cannot be installed beside the other packages of this project, so the server here is a double over real sockets;
+test_vllm_real.py asks a true one where there is one. The first test drives the double with the official OpenAI client,
+which vLLM documents as its client.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import sys
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from apprentice import plugins
+from apprentice import plugins, wire
 from apprentice.errors import ConfigError, ModelRejected, ModelUnavailable
 from apprentice.models._local import Local
 from apprentice.testing.local_servers import LocalServer, serve_vllm, write_checkpoint
@@ -32,14 +36,12 @@ def built(server: LocalServer, **settings: Any) -> Local:
     return model
 
 
-def checkpoint(tmp_path: Path, output: Json, weights: bytes = b"weights", bare: Json = None) -> str:
+def checkpoint(tmp_path: Path, output: Json, bare: Json = None) -> str:
     """An adapter as PEFT writes it that answers every probe like this."""
     (tmp_path / "base.bin").write_bytes(b"base")
     given = [(GIVEN, output)]
     file = "adapter/adapter_model.safetensors"
-    return str(
-        write_checkpoint(tmp_path, TASK, given, base=tmp_path / "base.bin", bare=bare, weights=weights, file=file)
-    )
+    return str(write_checkpoint(tmp_path, TASK, given, base=tmp_path / "base.bin", bare=bare, file=file))
 
 
 def name_of(folder: str) -> str:
@@ -64,7 +66,7 @@ async def test_the_double_satisfies_the_official_client() -> None:
             await client.completions.create(model="nothing", prompt="One")
 
 
-@pytest.mark.parametrize("guided", ["response_format", "structured_outputs", "guided_json"])
+@pytest.mark.parametrize("guided", ["response_format", "structured_outputs"])
 async def test_it_asks_for_the_schema_in_each_form(guided: str) -> None:
     async with serve_vllm(lambda _: SPAM) as server:
         model = built(server, guided=guided, max_tokens=64)
@@ -80,13 +82,12 @@ async def test_it_asks_for_the_schema_in_each_form(guided: str) -> None:
     form = {
         "response_format": {"type": "json_schema", "json_schema": {"name": "label", "schema": schema, "strict": True}},
         "structured_outputs": {"json": schema},
-        "guided_json": schema,
     }
     assert asked[guided] == form[guided]
 
 
 async def test_tasks_share_a_base_and_unload_their_own_adapter(tmp_path: Path) -> None:
-    spam, ham = checkpoint(tmp_path, SPAM), checkpoint(tmp_path, HAM, b"other")
+    spam, ham = checkpoint(tmp_path, SPAM), checkpoint(tmp_path, HAM)
     said = {name_of(spam): SPAM, name_of(ham): HAM, "base": {"label": "?"}}
     async with serve_vllm(lambda body: said[body["model"]]) as server:
         models = [built(server, checkpoint=folder) for folder in (spam, ham)]
@@ -133,6 +134,66 @@ async def test_a_checkpoint_that_is_not_what_was_trained_is_refused(tmp_path: Pa
             await model.ready()
         with pytest.raises(ModelUnavailable, match=why):
             await model.answer(TASK, GIVEN)
+        await model.close()
+        assert not server.adapters, "the server forgets it"
+
+
+async def test_an_adapter_that_the_server_cannot_load_is_told_once(tmp_path: Path) -> None:
+    """Its rank is too high for the server, or the folder is not on the server's disk."""
+    folder = Path(checkpoint(tmp_path, SPAM))
+    async with serve_vllm(lambda _: SPAM) as server:
+        server.max_rank = 2
+        model = built(server, checkpoint=str(folder))
+        with pytest.raises(ModelUnavailable, match="rank 4 is greater than max_lora_rank 2"):
+            await model.ready()
+        await model.close()
+        model = built(server, checkpoint=str(folder))
+        await model.needs()  # the checkpoint has been read
+        folder.rename(tmp_path / "elsewhere")
+        with pytest.raises(ModelUnavailable, match=r"No adapter found for .* on its own disk"):
+            await model.ready()
+        await model.close()
+        orders = [seen for seen in server.requests if seen.path == "/v1/load_lora_adapter"]
+    assert len(orders) == 2, "trying again changes nothing"
+
+
+async def test_an_adapter_that_somebody_else_loads_meanwhile_is_used(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, SPAM)
+    async with serve_vllm(lambda body: HAM if body["model"] == "base" else SPAM) as server:
+        models = [built(server, checkpoint=folder) for _ in range(4)]
+        await asyncio.gather(*(model.ready() for model in models))
+        orders = [seen for seen in server.requests if seen.path == "/v1/load_lora_adapter"]
+        assert len(orders) > 1, "they did not meet"
+        assert sum(model.brought for model in models) == 1
+        assert [(await model.answer(TASK, GIVEN)).output for model in models] == [SPAM] * 4
+        await asyncio.gather(*(model.close() for model in models))
+
+
+async def test_hostile_weights_are_refused_before_a_server_hears_of_them(tmp_path: Path) -> None:
+    (tmp_path / "base.bin").write_bytes(b"base")
+    file, cut = "adapter/adapter_model.safetensors", b"\x10\0\0\0\0\0\0\0{}"
+    folder = write_checkpoint(tmp_path, TASK, [(GIVEN, SPAM)], base=tmp_path / "base.bin", file=file, weights=cut)
+    async with serve_vllm(lambda _: SPAM) as server:
+        model = built(server, checkpoint=str(folder))
+        with pytest.raises(ModelUnavailable, match=r"adapter_model\.safetensors is refused"):
+            await model.ready()
+        await model.close()
+        assert not server.requests
+
+
+async def test_an_adapter_without_what_peft_writes_is_nothing_for_vllm(tmp_path: Path) -> None:
+    (tmp_path / "base.bin").write_bytes(b"base")
+    folder = write_checkpoint(tmp_path, TASK, [(GIVEN, SPAM)], base=tmp_path / "base.bin")
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    del manifest["files"]["adapter_model.safetensors"]
+    (folder / "adapter_model.safetensors").unlink()
+    written = json.dumps(manifest).encode()
+    (folder / "manifest.json").write_bytes(written)
+    folder = folder.rename(tmp_path / f"sha256-{sha256(written).hexdigest()}")
+    async with serve_vllm(lambda _: SPAM) as server:
+        model = built(server, checkpoint=str(folder))
+        with pytest.raises(ModelUnavailable, match=r"has no adapter_model\.safetensors"):
+            await model.ready()
         await model.close()
 
 
@@ -208,7 +269,12 @@ async def test_a_prompt_beyond_the_context_is_rejected_with_its_length() -> None
         with pytest.raises(ModelRejected, match="maximum context length is 4096 tokens") as error:
             await model.answer(TASK, {"text": "word " * 5000})
         assert not error.value.retryable
-        assert (await model.answer(TASK, GIVEN)).output == SPAM
+        answer = await model.answer(TASK, GIVEN)
+        assert answer.output == SPAM
+        assert answer.usage is not None
+        server.context = answer.usage.input_tokens + 2  # the prompt fits, and leaves too little room for the answer
+        answer = await model.answer(TASK, GIVEN)
+        assert (answer.output, answer.finish) == (None, "truncated")
         await model.close()
 
 
@@ -289,9 +355,57 @@ async def test_a_server_of_ours_is_started_with_what_was_set(tmp_path: Path) -> 
         assert part in log
 
 
+async def test_while_it_loads_it_says_what_the_server_says(tmp_path: Path) -> None:
+    program, go = tmp_path / "vllm", tmp_path / "go"
+    os.mkfifo(go)
+    wait = f"print('Loading weights took \\x1b[1mlong', flush=True); open({str(go)!r}).read()"
+    program.write_text(
+        VLLM.format(python=sys.executable).replace("asyncio.run(main())", f"{wait}\nasyncio.run(main())")
+    )
+    program.chmod(0o755)
+    model: Local = plugins.build("models", "vllm", model="smollm", binary=str(program))
+    with pytest.raises(ModelUnavailable, match="still loading"):
+        await model.answer(TASK, GIVEN)
+    while str(model.state()) != "still loading: Loading weights took [1mlong":
+        await asyncio.sleep(0.01)
+    go.write_text("go on")
+    await model.ready()
+    assert str(model.state()) == "ready"
+    await model.close()
+
+
+async def test_the_first_answers_may_take_as_long_as_the_start(tmp_path: Path) -> None:
+    """A server compiles its grammar, and warms up, with the first questions that it is asked."""
+    patience: list[tuple[str, float]] = []
+
+    class Watched(wire.Client):
+        def __init__(self) -> None:
+            self._client = wire.client(allow_internal=True)
+
+        async def exchange(self, request: wire.Request, leaving: Callable[[], None]) -> wire.Reply:
+            patience.append((request.url.rpartition("/")[2], request.timeout))
+            return await self._client.exchange(request, leaving)
+
+        async def close(self) -> None:
+            await self._client.close()
+
+    client = Watched()
+    async with serve_vllm(lambda body: HAM if body["model"] == "base" else SPAM) as server:
+        settings = {"timeout": 7, "start_timeout": 70, "client": client}
+        model = built(server, checkpoint=checkpoint(tmp_path, SPAM), **settings)
+        await model.ready()
+        assert {seconds for path, seconds in patience if path != "health"} == {70.0}
+        await model.answer(TASK, GIVEN)
+        assert patience[-1] == ("completions", 7.0)
+        await model.close()
+    await client.close()
+
+
 def test_settings_that_do_not_fit_are_told() -> None:
     with pytest.raises(ConfigError, match="needs `model`"):
         plugins.build("models", "vllm", base_url="http://127.0.0.1:8000")
+    with pytest.raises(ConfigError, match="guided"):
+        plugins.build("models", "vllm", model="base", base_url="http://127.0.0.1:8000", guided="guided_json")
     with pytest.raises(ConfigError, match="no program 'no-such-vllm'"):
         plugins.build("models", "vllm", model="base", binary="no-such-vllm")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pkgutil
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -18,6 +19,7 @@ from apprentice.trainers import Updater
 from apprentice.types import Checkpoint, Model, Task
 
 from .services import serving, trainer
+from .test_huggingface import QUICK, tiny
 
 NAMES = [module.name for module in pkgutil.iter_modules(apprentice.trainers.__path__) if module.name[0] != "_"]
 TEXT = {"type": "string", "x-free-text": True}
@@ -43,6 +45,16 @@ def embedded(encoder: str) -> Callable[[], AbstractAsyncContextManager[Case]]:
         yield Case(made, serve, answering("write", both=False))
 
     return case
+
+
+@contextlib.asynccontextmanager
+async def ensemble() -> AsyncIterator[Case]:
+    def serve(checkpoint: Checkpoint) -> Model:
+        model: Model = plugins.build("models", "ensemble", checkpoint=str(checkpoint.path))
+        return model
+
+    members = [{"settings": {"encoder": encoder}} for encoder in ("minilm", "tfidf")]
+    yield Case(plugins.build("trainers", "ensemble", members=members), serve, answering("write", both=False))
 
 
 @contextlib.asynccontextmanager
@@ -76,13 +88,35 @@ def remote(name: str) -> Callable[[], AbstractAsyncContextManager[Case]]:
     return case
 
 
+@contextlib.asynccontextmanager
+async def huggingface() -> AsyncIterator[Case]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Case(tiny(Path(folder)), _served_by_llama_cpp)
+
+
+def _served_by_llama_cpp(checkpoint: Checkpoint) -> Model:
+    settings = {"checkpoint": str(checkpoint.path), "parallel": 1, **QUICK["serving"]}
+    model: Model = plugins.build("models", "llama_cpp", **settings)
+    return model
+
+
 CASES: dict[str, list[Callable[[], AbstractAsyncContextManager[Case]]]] = {
+    "axolotl": [],  # around its child all is as around huggingface's; the child has test_axolotl.py
     "embedded": [embedded("minilm"), embedded("tfidf")],
+    "ensemble": [ensemble],
     "fireworks": [remote("fireworks")],
+    "huggingface": [huggingface],
     "mixed": [mixed],
+    "mlx": [],  # around its child all is as around huggingface's; the child has test_mlx.py
     "openai": [remote("openai")],
+    "unsloth": [],  # around its child all is as around huggingface's; the child has test_unsloth.py
 }
-PLACES = [(name, number) for name, cases in CASES.items() for number in range(len(cases))]
+SLOW = {"huggingface"}  # they need torch, and minutes
+PLACES = [
+    pytest.param(name, number, marks=[pytest.mark.slow] if name in SLOW else [])
+    for name, cases in CASES.items()
+    for number in range(len(cases))
+]
 
 
 def test_every_trainer_has_a_case() -> None:

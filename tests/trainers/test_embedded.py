@@ -17,7 +17,7 @@ from apprentice.calibration import SAME, Table, calibrate, checked
 from apprentice.errors import CannotLearn, ConfigError, TrainingError
 from apprentice.testing.trainers import TASK, THINGS, examples
 from apprentice.trainers import Updater, keep
-from apprentice.trainers.embedded import calibration
+from apprentice.trainers._calibration import calibration
 from apprentice.types import Example, Json, Task, Trainer
 
 

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import pytest
 
-from apprentice import config, plugins
+from apprentice import config, jobs, plugins
 from apprentice.errors import CannotLearn, ConfigError, TrainingError
 from apprentice.testing.local_servers import write_checkpoint
 from apprentice.testing.trainers import TASK, examples
@@ -186,3 +186,31 @@ local:
     config.check_learnable(config.parse(text % "{kind: 'enum[a, b]', reply: str}"))
     with pytest.raises(ConfigError, match=r"tasks\[0\] \(answer\): .*every field"):
         config.check_learnable(config.parse(text % "{kind: 'enum[a, b]'}"))
+
+
+def test_a_led_training_leads_and_stops_the_generative_students_job(
+    tmp_path: Path,
+) -> None:
+    class Led(Writer):
+        """With a job of its own."""
+
+        told: tuple[object, ...] = ()
+
+        def lead(self, token: int) -> None:
+            self.told += (token,)
+
+        def stop(self) -> None:
+            self.told += ("stop",)
+
+    led = Led()
+    made = Mixed(plugins.build("trainers", "embedded", encoder="tfidf"), led, everything=True)
+    assert isinstance(made, jobs.LedTrainer)
+    made.lead(7)
+    made.stop()
+    assert led.told == (7, "stop")
+    with pytest.raises(TrainingError, match="waited for no longer"):
+        made.train(ANSWER, rows(), into=tmp_path, seed=0)
+    assert not led.given
+    alone = trainer()
+    alone.lead(7)  # there is no generative student to lead
+    assert alone.train(ANSWER, rows(), into=tmp_path, seed=0).path.is_dir()

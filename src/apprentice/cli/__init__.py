@@ -11,7 +11,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from apprentice.cli import answer, begin, dataset, models, operate, teach, versions, watch
+from apprentice.cli import (
+    advise,
+    alerts,
+    answer,
+    begin,
+    dataset,
+    imports,
+    models,
+    operate,
+    serve,
+    teach,
+    teachers,
+    versions,
+    watch,
+)
 from apprentice.cli.terminal import Command, Either, fail
 from apprentice.errors import ApprenticeError
 
@@ -20,10 +34,15 @@ COMMANDS: tuple[Command, ...] = (
     *answer.COMMANDS,
     *watch.COMMANDS,
     *operate.COMMANDS,
+    *alerts.COMMANDS,
     *teach.COMMANDS,
     *versions.COMMANDS,
+    *advise.COMMANDS,
     *dataset.COMMANDS,
+    *imports.COMMANDS,
     *models.COMMANDS,
+    *teachers.COMMANDS,
+    *serve.COMMANDS,
 )
 
 

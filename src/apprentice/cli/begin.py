@@ -15,8 +15,8 @@ from apprentice import licence
 from apprentice.cli.terminal import Command, positive, print_json, promise
 from apprentice.demo import demo
 from apprentice.errors import ConfigError
-from apprentice.learn import teachers
 from apprentice.licence import Line
+from apprentice.selection import teachers
 
 
 def _demo(parsed: argparse.Namespace) -> int:

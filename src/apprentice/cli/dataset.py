@@ -16,7 +16,7 @@ from apprentice.cli.terminal import Command, print_json, with_store
 from apprentice.config import Config, TaskConfig
 from apprentice.dialogues import Pair
 from apprentice.errors import ConfigError, TrainingError
-from apprentice.learn import gold, lawful, select
+from apprentice.selection import about, choose, gold, lawful
 from apprentice.trainers import replace_file
 from apprentice.types import Example, Json, Store
 
@@ -24,12 +24,14 @@ _SPLITS = ("train", "test")
 
 
 class _Found(NamedTuple):
-    """Examples by split, what else is known of their requests, and how many rows were refused for each reason."""
+    """Examples by split, what else is known of their requests, how many rows were refused or left out for each reason,
+    and how those in training are balanced."""
 
     task: TaskConfig
     splits: Mapping[str, Sequence[Example]]
     worse: Mapping[str, Json]  # by request: an answer that was not the right one
     refused: Mapping[str, int]
+    about: Mapping[str, Json]
     day: str
 
 
@@ -67,15 +69,17 @@ async def _found(config: Config, store: Store, task_name: str) -> _Found:
     task = config.task(task_name)
     records = await store.records(task_name, labelled=True)
     corrected = await gold(store, task_name)
-    selection = select(records, corrected, (task.local or config.local).gold_weight)
+    selection = await choose(config, task, store, corrected)
     today = licence.day(time.time())
     refused: Counter[str] = Counter()
     splits: dict[str, Sequence[Example]] = {}
+    described: dict[str, Json] = {}
     # The rows that teaching holds out stay apart here, too: under the terms of the gate, which examining does not need.
     for split, rows in zip(_SPLITS, (selection.training, selection.held_out), strict=True):
         permitted, sifted = lawful(config, task, selection._replace(training=rows), today)
         splits[split] = permitted.training
         refused.update(sifted.reasons)
+        described = described or about(permitted)
     worse: dict[str, Json] = {
         record.request_id: record.local.output
         for _, record in records
@@ -86,7 +90,7 @@ async def _found(config: Config, store: Store, task_name: str) -> _Found:
         served = {"local": record.local, "remote": record.remote}.get(record.served or "")
         if served is not None and served.output is not None and words[record.request_id].action == "corrected":
             worse[record.request_id] = served.output
-    return _Found(task, splits, worse, refused, today.isoformat())
+    return _Found(task, splits, worse, refused, described, today.isoformat())
 
 
 def _text(found: _Found, rows: Sequence[Example], format: dialogues.Format) -> str:
@@ -136,6 +140,8 @@ def _card(found: _Found, texts: Mapping[str, str], format: dialogues.Format) -> 
         "terms": counted(lambda row: row.terms),
         "basis": counted(lambda row: row.basis),
         "refused": dict(found.refused),
+        "left_out": dict(found.about["left_out"]),
+        "set": {key: value for key, value in found.about.items() if key != "left_out"},
         "output_schema": found.task.task.output_schema,
     }
 
@@ -149,7 +155,7 @@ def _markdown(card: Mapping[str, Json]) -> str:
         f"| {split} | `{told['file']}` | {told['rows']:,} | {told['bytes']:,} | `{told['sha256']}` |"
         for split, told in card["splits"].items()
     ]
-    about = {
+    formats = {
         "chat": "One conversation a line, as OpenAI's supervised fine-tuning takes it.",
         "completion": "A prompt and its completion a line, both as messages.",
         "dpo": "One input with a preferred and a non-preferred answer a line, as OpenAI's preference fine-tuning takes it.",
@@ -160,7 +166,8 @@ def _markdown(card: Mapping[str, Json]) -> str:
             "",
             _line(card["description"]),
             "",
-            f"{about[card['format']]} Made on {card['date']}. `test` holds the tenth of the inputs that teaching holds out.",
+            f"{formats[card['format']]} Made on {card['date']}. `test` holds the tenth of the inputs that teaching holds out;"
+            " inputs that are nearly the same are on one side.",
             "",
             "| split | file | rows | bytes | SHA-256 |",
             "|---|---|---:|---:|---|",
@@ -170,6 +177,12 @@ def _markdown(card: Mapping[str, Json]) -> str:
             *table("terms", card["terms"]),
             *table("basis: why the row may train", card["basis"]),
             *table("refused, and not in the files", card["refused"]),
+            *table("left out: on neither side", card["left_out"]),
+            *(
+                line
+                for name, field in card["set"]["fields"].items()
+                for line in table(f"{name or 'output'} of train, the commonest", field["counts"])
+            ),
             "",
             "Answers are JSON of this schema:",
             "",

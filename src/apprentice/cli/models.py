@@ -1,4 +1,4 @@
-"""The command for local models: what there is, fetch one, load and unload it, examine it, measure it."""
+"""The command for local models: what there is, fetch one, load and unload it, examine it, measure it, export it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from functools import partial
 from pathlib import Path
 
 from apprentice import config as configuration
-from apprentice import hub, inventory, plugins
+from apprentice import export, hub, inventory, plugins
 from apprentice.cli.terminal import Command, above_zero, positive, print_json
 from apprentice.config import Config
-from apprentice.errors import ConfigError
+from apprentice.errors import ConfigError, NoLocalModel
 from apprentice.inventory import Chosen, Inventory, Measured
 from apprentice.types import Json, Store
 
 
 def _models(parsed: argparse.Namespace) -> int:
-    """Local models: list them, pull one from a file or a hub; load, unload, probe or bench a version of a task."""
+    """Local models: list them, pull one from a file or a hub; load, unload, probe, bench or export a version of a task."""
     acts: dict[str, Callable[[argparse.Namespace], int]] = {
         "list": _list,
         "pull": _pull,
@@ -28,6 +28,7 @@ def _models(parsed: argparse.Namespace) -> int:
         "unload": _unload,
         "probe": _probe,
         "bench": _bench,
+        "export": _export,
     }
     if parsed.action != "list" and parsed.what is None:
         raise ConfigError(f"models {parsed.action} needs {'a MODEL' if parsed.action == 'pull' else 'a TASK'}")
@@ -99,7 +100,7 @@ def _pull(parsed: argparse.Namespace) -> int:
             raise ConfigError("Ollama is started by the process that asks it", hint="ollama pull, while it runs")
         near = local.settings.get("allow_internal") is True
         print(f"{what}: Ollama at {url} pulls it; this can take long", file=sys.stderr)
-        said: Json = asyncio.run(hub.into_ollama(what, url, allow_internal=near))
+        said: Json = asyncio.run(hub.into_ollama(what, url, tell=_tell, allow_internal=near))
         _say(parsed, {"model": what, "server": url, "said": said}, f"{what} is in Ollama at {url}")
         return 0
     base = inventory.bases_folder(config)
@@ -204,6 +205,46 @@ def _measured(found: Measured) -> list[str]:
     return lines if found.memory is None else [*lines, f"  memory         {size(found.memory)}"]
 
 
+# --- export -----------------------------------------------------------------------------------------------------------
+
+
+def _export(parsed: argparse.Namespace) -> int:
+    if parsed.format is None or parsed.to is None:
+        raise ConfigError("models export needs --as and --to", hint="--as gguf --to ./exported")
+    config = configuration.load(parsed.config)
+    chosen = _opened(config, lambda store: inventory.choose(config, store, parsed.what, parsed.version))
+    if chosen.version is None:
+        raise NoLocalModel(f"task {parsed.what!r} has no version to export", hint="teach it first, or name a version")
+    context = chosen.local.settings.get("context")
+    order = export.Order(
+        checkpoint=Path(chosen.version.path),
+        task=chosen.task.task,
+        version=chosen.version.id,
+        format=parsed.format,
+        to=Path(parsed.to),
+        base=_base_file(parsed, chosen),
+        type=parsed.type,
+        adapter_only=parsed.adapter_only,
+        licence=parsed.licence,
+        context=context if isinstance(context, int) else export.CONTEXT,
+        force=parsed.force,
+    )
+    done = export.write(order)
+    lines = [f"{done.path}: {', '.join(done.files)}, {size(done.size)}", *(f"  {note}" for note in done.notes)]
+    lines += [f"  {command}" for command in done.commands]
+    _say(parsed, done.model_dump(mode="json"), "\n".join(lines))
+    return 0
+
+
+def _base_file(parsed: argparse.Namespace, chosen: Chosen) -> Path | None:
+    """What was said, else the configured base model where it is a GGUF file on this machine."""
+    if parsed.base is not None:
+        return Path(parsed.base)
+    told = inventory.base_of(chosen.local)
+    wanted = parsed.format in ("gguf", "ollama") and not parsed.adapter_only
+    return Path(told) if wanted and told is not None and Path(told).is_file() else None
+
+
 _ACTIONS = {
     "list": "what there is, where, and what is loaded",
     "pull": "bring a file, folder, archive or org/name:file.gguf of a hub into MODEL_DIR/base, checked; for the backend "
@@ -213,6 +254,7 @@ _ACTIONS = {
     "unload": "have a server that runs anyway let go of it",
     "probe": "does it answer as it was taught to?",
     "bench": "how fast and how valid are its answers?",
+    "export": "write a version as a folder that other programs serve, with its licence and origin beside it",
 }
 
 COMMANDS = (
@@ -237,6 +279,16 @@ COMMANDS = (
             ("--allow-internal", {"action": "store_true", "help": "pull: the hub may be in the local network"}),
             ("--requests", {"type": positive, "default": 50, "help": "bench: how many; default: %(default)s"}),
             ("--at-once", {"type": positive, "default": 1, "help": "bench: at the same time; default: %(default)s"}),
+            ("--as", {"dest": "format", "choices": export.FORMATS, "help": "export: what to write"}),
+            ("--to", {"metavar": "DIR", "help": "export: the folder to make"}),
+            ("--base", {"metavar": "PATH", "help": "export: the base model; default: the one that it was taught on"}),
+            ("--type", {"choices": export.TYPES, "help": "export: of merged GGUF tensors; default: 8 bits or more"}),
+            (
+                "--adapter-only",
+                {"action": "store_true", "help": "export: gguf, ollama: without merging it into its base"},
+            ),
+            ("--licence", {"metavar": "NAME", "help": "export: of the base, where its files do not say"}),
+            ("--force", {"action": "store_true", "help": "export: replace an earlier export"}),
         ),
     ),
 )

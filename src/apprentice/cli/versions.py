@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ def _versions(parsed: argparse.Namespace) -> int:
         return 0
     for version in found.versions:
         print(_line(version, found))
+    if found.versions:
+        print("\n".join(_about(found.versions[-1])))
     if found.trial is not None:
         numbers = ", ".join(f"{name} {value}" for name, value in found.trial.numbers().items())
         print(f"tried out: {numbers}")
@@ -48,7 +51,7 @@ def _reason(why: str) -> str:
 
 
 def _shown(version: Version, found: Lineage) -> dict[str, Any]:
-    shown = version.model_dump(mode="json", exclude={"metrics": {"confidences"}})
+    shown = version.model_dump(mode="json", exclude={"metrics": {"confidences", "frozen"}})
     return shown | {"tainted": version.id in found.tainted, "files": Path(version.path).exists()}
 
 
@@ -62,6 +65,38 @@ def _line(version: Version, found: Lineage) -> str:
     ]
     about = f"{version.id:6} {version.state:9} {when(version.created_at)}  {version.trained_on} examples"
     return ", ".join([about, *marks])
+
+
+def _about(version: Version) -> list[str]:
+    """What the newest version was examined against, and what the rows are like from which it was taught."""
+    examined, rows = version.metrics.get("examination") or {}, version.metrics.get("set") or {}
+    beside = {
+        "always the commonest answer": examined.get("majority"),
+        "the answer to the most similar input": (examined.get("nearest") or {}).get("agreement"),
+        "untaught": (examined.get("untrained") or {}).get("agreement"),
+        "champion": (examined.get("champion") or {}).get("agreement"),
+    }
+    told = [f"{name} {value:.3f}" for name, value in beside.items() if value is not None]
+    lines = [f"{version.id} beside: {', '.join(told)}"] if told else []
+    for part in ("frozen", *(examined.get("writing") or {})):
+        found = examined.get("frozen") if part == "frozen" else examined["writing"][part]
+        if found:
+            champion = "" if found["champion"] is None else f", champion {found['champion']:.3f}"
+            lines.append(f"{version.id} {part}: agreement {found['agreement']:.3f} on {found['n']} held out{champion}")
+    for reason, count in (rows.get("left_out") or {}).items():
+        lines.append(f"{version.id} set: {count} rows left out, {reason}")
+    for name, field in (rows.get("fields") or {}).items():
+        lines.append(f"{version.id} set: {name or 'output'}: {_balance(field)}")
+    return lines
+
+
+def _balance(field: Mapping[str, Any]) -> str:
+    drift = field["drift"]
+    told = f"{field['labels']} labels, as diverse as {field['effective']:.1f} equally frequent ones"
+    told += f", {field['largest']!r} is {field['largest_share']:.0%}"
+    if drift is None:
+        return told
+    return f"{told}; newest quarter: {drift['total_variation']:.3f} apart ({drift['by_chance']:.3f} by chance)"
 
 
 def _promote(parsed: argparse.Namespace) -> int:
@@ -100,7 +135,7 @@ def _ramp(parsed: argparse.Namespace) -> int:
 
 def _done(parsed: argparse.Namespace, version: Version) -> int:
     if parsed.json:
-        print_json(version.model_dump(mode="json", exclude={"metrics": {"confidences"}}))
+        print_json(version.model_dump(mode="json", exclude={"metrics": {"confidences", "frozen"}}))
     else:
         print(f"{parsed.task}: {version.id} is {version.state}")
     return 0

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
+import sys
 import textwrap
 import time
+from pathlib import Path
 
 from apprentice import config as configuration
+from apprentice.cli.alerts import tell_reports
 from apprentice.cli.terminal import Command, above_zero, dollars, mode_text, print_json, share, when, with_store
 from apprentice.config import Config
-from apprentice.errors import ConfigError
+from apprentice.dashboard import views
+from apprentice.errors import ConfigError, MissingExtra
 from apprentice.report import (
     CalibrationLine,
+    DayLine,
     Ending,
     Explanation,
     Plan,
@@ -66,11 +72,45 @@ def _status(parsed: argparse.Namespace) -> int:
 
 def _report(parsed: argparse.Namespace) -> int:
     """Show what each task cost, saved and agreed, over time."""
+    if parsed.html is not None:
+        return _page(parsed)
+    if parsed.webhook:
+        return tell_reports(parsed)
     found = with_store(parsed, report)
+    if parsed.csv:
+        return _table(found)
     if parsed.json:
         print_json([task.model_dump(mode="json") for task in found])
     else:
         print("\n\n".join(_report_text(task) for task in found))
+    return 0
+
+
+def _table(tasks: list[TaskReport]) -> int:
+    """A line of comma-separated values for each task and day."""
+    columns = [name for name in DayLine.model_fields if name != "purposes"]
+    writer = csv.writer(sys.stdout)
+    writer.writerow(["task", *(f"{name}_micro_usd" if name.endswith("_cost") else name for name in columns)])
+    writer.writerows([task.task, *(getattr(day, name) for name in columns)] for task in tasks for day in task.days)
+    return 0
+
+
+def _page(parsed: argparse.Namespace) -> int:
+    """Write the report as one page that needs no other file."""
+    try:
+        from apprentice.dashboard import pages
+    except ModuleNotFoundError as error:
+        raise MissingExtra(error.name or "jinja2", "gateway") from error
+    now = time.time()
+    page = pages.report(with_store(parsed, lambda config, store: views.read(config, store, now=now)), now=now)
+    try:
+        parsed.html.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write {parsed.html}: {error.strerror}", hint="--html FILE: another place") from error
+    if parsed.json:
+        print_json({"html": str(parsed.html)})
+    else:
+        print(f"written to {parsed.html}; it holds what customers wrote as labels, and the events")
     return 0
 
 
@@ -281,6 +321,13 @@ def _report_text(task: TaskReport) -> str:
     lines += _spending_text(task)
     lines += [f"  {v.id}: {v.state}, trained on {v.trained_on:,}" for v in task.versions]
     lines += map(_calibration_text, task.calibration)
+    if (found := task.teachers) is not None:
+        lines += [
+            f"  teacher {one.model}: {one.quality:.1%} right against gold, {one.itself:.1%} with itself (the ceiling)"
+            for one in found.teachers
+            if one.quality is not None and one.itself is not None
+        ]
+        lines += [f"  {pair.one} and {pair.other} agree on {pair.agreement:.1%} (the ceiling)" for pair in found.pairs]
     return "\n".join(lines)
 
 
@@ -319,7 +366,16 @@ def _calibration_text(line: CalibrationLine) -> str:
 
 COMMANDS = (
     Command("status", _status, "apprentice status --json"),
-    Command("report", _report, "apprentice report"),
+    Command(
+        "report",
+        _report,
+        "apprentice report --html report.html",
+        (
+            ("--html", {"type": Path, "metavar": "FILE", "help": "write one page for a browser, with charts, instead"}),
+            ("--csv", {"action": "store_true", "help": "a line for each task and day, for a spreadsheet"}),
+            ("--webhook", {"action": "store_true", "help": "send the sums of each task to the webhooks of `alerts:`"}),
+        ),
+    ),
     Command("replay", _replay, "apprentice replay classify", (("task", {}),)),
     Command("explain", _explain, "apprentice explain 3f0c5e…", (("request_id", {}),)),
     Command(

@@ -1,4 +1,4 @@
-"""What models on servers of our own share: a life in the background, checkpoints with probes, raw confidence.
+"""What models on servers of our own share: a life in the background, recognition, probes, raw confidence.
 
 A server is either *owned* (a child process of ours, started and restarted here) or *attached* (it runs anyway, and may
 change behind our back). A plugin says how its server is started, asked and identified (Speaker); Local makes a model of
@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import math
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import SecretStr
 
 from apprentice import plugins, process, wire
-from apprentice.calibration import SAME, Table, calibrate
-from apprentice.calibration import checked as checked_table
+from apprentice.calibration import SAME, calibrate
 from apprentice.errors import (
     ApprenticeError,
     ConfigError,
@@ -44,6 +41,7 @@ from apprentice.models import (
     turns,
     usage_of,
 )
+from apprentice.models._checkpoints import AGAIN, Student
 from apprentice.models._confidence import Rule, Token, confidence, tokens_of
 from apprentice.types import Answer, FinishState, Json, Seconds, Task, Usage
 
@@ -55,12 +53,14 @@ _SAME: float = 0.05  # log-probabilities of one model differ by less, whatever e
 _BACK_OFF: Seconds = 0.5
 _LONGEST_BACK_OFF: Seconds = 30.0
 _SETTLED: Seconds = 60.0  # a server that lived that long starts again without delay
-_AGAIN = "teach the task again"
 CONTINUED = "One, two, three, four,"  # every language model has an opinion on how this goes on
 
 
 class State(NamedTuple):
-    """Where a server is in its life. `share`: how much of the loading is done, by memory in use, 0 to 1."""
+    """Where a server is in its life. `share`: how much of the loading is done, by memory in use, 0 to 1.
+
+    `why`: of a failure; where nobody knows how much there is to load, what the server says while it does.
+    """
 
     stage: Stage
     why: str = ""
@@ -68,7 +68,7 @@ class State(NamedTuple):
 
     def __str__(self) -> str:
         if self.stage == "loading":
-            return f"still loading, {self.share * 100:.0f} %"
+            return f"still loading: {self.why}" if self.why else f"still loading, {self.share * 100:.0f} %"
         return f"{self.stage}: {self.why}" if self.why else self.stage
 
 
@@ -88,10 +88,14 @@ class Api:
         self._owned = client is None
 
     async def post(self, path: str, body: Json, timeout: Seconds | None = None) -> wire.Outcome:
-        """What became of it. Bytes go out as they are. Raises InvalidInput for what JSON cannot say."""
-        raw = body if isinstance(body, bytes) else as_json(body).encode()
-        headers = {"content-type": "application/octet-stream" if isinstance(body, bytes) else "application/json"}
-        return await self._send(wire.Request(self.url + path, headers, raw, timeout or self.timeout))
+        """What became of it. Raises InvalidInput for what JSON cannot say."""
+        headers = {"content-type": "application/json"}
+        return await self._send(wire.Request(self.url + path, headers, as_json(body).encode(), timeout or self.timeout))
+
+    async def upload(self, path: str, file: Path, timeout: Seconds) -> wire.Outcome:
+        """What became of a file that was sent as it is."""
+        headers = {"content-type": "application/octet-stream"}
+        return await self._send(wire.Request(self.url + path, headers, b"", timeout, file=file))
 
     async def get(self, path: str) -> wire.Outcome:
         return await self._send(wire.Request(self.url + path, {}, b"", self.timeout, method="GET"))
@@ -191,93 +195,6 @@ class Speaker(Protocol):
         ...
 
 
-# --- checkpoints --------------------------------------------------------------------------------------------------------
-
-
-class Student(NamedTuple):
-    """What a checkpoint's folder holds: weights, how to read their confidence, and what training saw them answer."""
-
-    name: str
-    path: Path  # of the weights
-    kind: Literal["adapter", "model"]
-    base: dict[str, Json]  # of an adapter: its base's file and sha256
-    table: Table
-    rule: Rule  # that the table was made for, with these fields
-    fields: Sequence[str] | None
-    task: Task
-    probes: tuple[tuple[Json, Json], ...]  # input, output
-
-
-def load(folder: str | Path) -> Student:
-    """The student in a checkpoint's folder. Raises ConfigError when it is missing, damaged or not of this kind."""
-    folder = Path(folder)
-    try:
-        written = (folder / "manifest.json").read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{folder} is no checkpoint: {error.strerror or error}", hint=_AGAIN) from error
-    if folder.resolve().name != f"sha256-{sha256(written).hexdigest()}":
-        raise damaged(folder, "its manifest does not have the hash that names it")
-    try:
-        manifest = json.loads(written)
-        kind, path = manifest["kind"], folder / manifest["file"]
-        table = checked_table(manifest.get("calibration") or SAME)
-        raw = manifest["confidence"]
-        rule, fields = raw["rule"], raw["fields"]
-        probes = tuple((probe["input"], probe["output"]) for probe in manifest["probe"])
-        bares = [probe.get("base") for probe in manifest["probe"]]
-        task = Task.model_validate(manifest["task"])
-        base = manifest["base"] if kind == "adapter" else {}
-        files = dict(manifest["files"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise damaged(folder, f"its manifest cannot be read: {error}") from error
-    if not probes or any(output is None for _, output in probes):
-        raise damaged(folder, "its manifest has no probes, or one without an output")
-    if kind == "adapter" and all(bare == output for (_, output), bare in zip(probes, bares, strict=True)):
-        # Otherwise an adapter that was not applied would pass the probes.
-        raise damaged(folder, "it answers every probe as its base does without it")
-    if kind not in ("adapter", "model") or not path.resolve().is_relative_to(folder.resolve()):
-        raise damaged(folder, "its manifest names no weights in the folder")
-    for name, digest in files.items():
-        if file_hash(folder / name) != digest:
-            raise damaged(folder, f"{name} does not have the hash in the manifest")
-    named = folder.resolve().name.removeprefix("sha256-")[:12]
-    return Student(named, path, kind, base, table, rule, fields, task, probes)
-
-
-def damaged(folder: Path, why: str) -> ConfigError:
-    """The error for a checkpoint whose content cannot be used."""
-    return ConfigError(f"the checkpoint {folder} is damaged: {why}", hint=_AGAIN)
-
-
-def check_base(student: Student, base: Path) -> None:
-    """Nothing, where the file is the base that an adapter was trained on. Raises ConfigError otherwise."""
-    wanted = student.base.get("sha256")
-    if file_hash(base) != wanted:
-        raise ConfigError(
-            f"the checkpoint {student.name} changes {student.base.get('file')} ({wanted}), and {base} is another file",
-            hint="give the base that it was trained on in the setting `model`",
-        )
-
-
-_hashes: dict[tuple[str, int, int], str] = {}  # a base of gigabytes is read once a process, not once a version
-
-
-def file_hash(path: Path) -> str:
-    """The SHA-256 of a file. Raises ConfigError when it cannot be read."""
-    try:
-        about = path.stat()
-        known = (str(path.resolve()), about.st_size, about.st_mtime_ns)
-        if known not in _hashes:
-            digest = sha256()
-            with path.open("rb") as file:
-                while piece := file.read(2**20):
-                    digest.update(piece)
-            _hashes[known] = digest.hexdigest()
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
-    return _hashes[known]
-
-
 # --- the model ----------------------------------------------------------------------------------------------------------
 
 
@@ -328,6 +245,7 @@ class Local:
         if base_url is not None:
             self._api.url = wire.check_url(base_url, allow_internal=near)
         self.brought = False  # whether the server did not have it loaded before us
+        self._entered = False  # whether it has it loaded for us now
         self._load_student = student
         self._student: Student | None = None
         self._process: process.Process | None = None
@@ -405,7 +323,8 @@ class Local:
         if self._life is not None:
             self._life.cancel()
             await asyncio.gather(self._life, return_exceptions=True)
-        if leave and self._attached and self._identity is not None and not self._final:
+        if leave and self._attached and self._entered:
+            self._entered = False
             with contextlib.suppress(ModelError):  # a server that is gone has nothing loaded
                 await self._speaker.leave(self._api)
         self._become("closed", final=True)
@@ -451,9 +370,14 @@ class Local:
                 raise ModelUnavailable(f"{self._speaker.name}: nothing answers at {self._api.url}", outcome="not_sent")
         else:
             await self._launch()
-        self.brought = await self._speaker.enter(self._api) or self.brought
-        await self._identify()
-        await self._examine()
+        self._api.timeout = self._settings.start_timeout  # its first answers warm it up, which can take minutes
+        try:
+            self.brought = await self._speaker.enter(self._api) or self.brought
+            self._entered = True
+            await self._identify()
+            await self._examine()
+        finally:
+            self._api.timeout = self._settings.timeout
         self._suspect.clear()
         self._become("ready", share=1.0)
 
@@ -466,7 +390,7 @@ class Local:
             raise ConfigError(
                 f"{self._speaker.name}: the checkpoint {student.name} was calibrated for the confidence {student.rule!r} "
                 f"of the fields {theirs}, not {self._settings.rule!r} of {ours}",
-                hint=f"set `confidence` and `fields` as they were, or {_AGAIN}",
+                hint=f"set `confidence` and `fields` as they were, or {AGAIN}",
             )
 
     async def _launch(self) -> None:
@@ -487,6 +411,8 @@ class Local:
         def tell(progress: process.Progress) -> None:
             if command.memory:
                 self._become("loading", share=min(progress.memory / command.memory, 0.99))
+            else:
+                self._become("loading", "".join(filter(str.isprintable, progress.line)))
 
         await self._process.ready(
             lambda: self._speaker.is_up(self._api), timeout=self._settings.start_timeout, tell=tell
@@ -544,7 +470,7 @@ class Local:
                 raise ConfigError(
                     f"{self._speaker.name}: the checkpoint {student.name} answers {as_json(found)[:200]} to a probe that "
                     f"it answered with {as_json(output)[:200]} when it was trained",
-                    hint=f"serve it with the base and the server that it was trained for, or {_AGAIN}",
+                    hint=f"serve it with the base and the server that it was trained for, or {AGAIN}",
                 )
 
     def _become(self, stage: Stage, why: str = "", *, share: float = 0.0, final: bool = False) -> None:

@@ -10,15 +10,15 @@ import importlib.util
 import json
 import os
 import shutil
-import struct
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from apprentice import process, weights, wire
 from apprentice.errors import ConfigError, MissingExtra, ModelError, ModelRejected
 from apprentice.models import mapping, name_of, shape
+from apprentice.models._checkpoints import Student, check_base, load
 from apprentice.models._confidence import Rule, tokens_of
 from apprentice.models._local import (
     ALTERNATIVES,
@@ -28,10 +28,7 @@ from apprentice.models._local import (
     Local,
     Said,
     Settings,
-    Student,
     body_of,
-    check_base,
-    load,
     log_of,
     messages,
     read_chat,
@@ -44,6 +41,7 @@ _OVERHEAD = 128 * 2**20  # bytes for buffers of a computation and the program it
 def build(
     checkpoint: str | Path | None = None,
     model: str | None = None,
+    adapter: str | None = None,
     base_url: str | None = None,
     binary: str | None = None,
     port: int = 0,
@@ -66,12 +64,13 @@ def build(
     """A model behind llama.cpp's server; nothing is started before the first question.
 
     `checkpoint`: a folder with an adapter or a whole model; without one, `model` is asked as it is. `model`: a GGUF
-    file, for an adapter its base. `base_url`: a server that runs anyway (with that model and adapter) instead of one of
-    ours. `binary`: a llama-server; without it the one on the PATH, else the package xllamacpp. `context`: tokens of one
-    prompt and its answer; `parallel`: how many are answered at once. `concurrency`: how many questions the server is sent
-    at once, `parallel` without it; the others wait here. `threads`: all cores without it. `flags`: more arguments for a
-    llama-server. `confidence`: by the distance to the next best token (margin), by the tokens' log-probabilities, or by
-    how many of `samples` further answers agree; over the output `fields` that the evaluator compares.
+    file, for an adapter its base. `adapter`: a GGUF file on `model` that is no checkpoint. `base_url`: a server that runs
+    anyway (with that model and adapter) instead of one of ours. `binary`: a llama-server; without it the one on the PATH,
+    else the package xllamacpp. `context`: tokens of one prompt and its answer; `parallel`: how many are answered at once.
+    `concurrency`: how many questions the server is sent at once, `parallel` without it; the others wait here. `threads`:
+    all cores without it. `flags`: more arguments for a llama-server. `confidence`: by the distance to the next best token
+    (margin), by the tokens' log-probabilities, or by how many of `samples` further answers agree; over the output `fields`
+    that the evaluator compares.
     `recheck`: seconds after which a server of somebody else's is identified again. Raises ConfigError, and
     MissingExtra where there is no server to start.
     """
@@ -79,6 +78,11 @@ def build(
         if checkpoint is None and model is None:
             raise ConfigError("model 'llama_cpp' needs `model`, `checkpoint` or `base_url`", hint="model: base.gguf")
         binary = _server(binary, flags)
+    if adapter is not None and (model is None or checkpoint is not None or base_url is not None):
+        raise ConfigError(
+            "model 'llama_cpp': `adapter` is put on `model` by a server of ours, and is no checkpoint",
+            hint="model: base.gguf and adapter: adapter.gguf, without `checkpoint` and `base_url`",
+        )
     concurrency = parallel if concurrency is None else concurrency
     if min(context, parallel, concurrency, max_tokens) < 1:
         raise ConfigError("model 'llama_cpp': context, parallel, concurrency and max_tokens should be at least 1")
@@ -86,7 +90,8 @@ def build(
     shown = folder.name.removeprefix("sha256-")[:12] if folder is not None else Path(model or base_url or "").stem
     name = f"llama_cpp:{shown}"
     launch = _Launch(binary, threads or os.cpu_count() or 1, context, parallel, tuple(flags or ()))
-    speaker = _LlamaCpp(name, None if model is None else Path(model), launch, max_tokens)
+    base, lora = (None if path is None else Path(path) for path in (model, adapter))
+    speaker = _LlamaCpp(name, base, lora, launch, max_tokens)
     log = log_of(name, log_dir, folder)
     settings = Settings(
         fields, confidence, samples, timeout, start_timeout, recheck, port, log, concurrency=concurrency
@@ -110,10 +115,10 @@ class _Launch(NamedTuple):
 
 
 class _LlamaCpp:
-    def __init__(self, name: str, model: Path | None, launch: _Launch, max_tokens: int) -> None:
+    def __init__(self, name: str, model: Path | None, adapter: Path | None, launch: _Launch, max_tokens: int) -> None:
         self.name = name
         self._model = model
-        self._adapter: Path | None = None
+        self._adapter = adapter
         self._launch = launch
         self.max_tokens = max_tokens
 
@@ -134,17 +139,12 @@ class _LlamaCpp:
     def needs(self) -> int | None:
         if self._model is None or not self._model.exists():  # somebody else's server has it
             return None
-        adapter = self._adapter.stat().st_size if self._adapter is not None else 0
-        return memory_needed(self._model, self._launch.context, self._launch.parallel) + adapter
+        return self._needed(self._model)
 
     def command(self, port: int) -> Command:
         assert self._model is not None
-        for path in (self._model, self._adapter):
-            if path is not None:
-                weights.check(path)  # before C++ reads it
         binary, threads, context, parallel, flags = self._launch
-        needed, available = memory_needed(self._model, context, parallel), process.available_memory()
-        needed += self._adapter.stat().st_size if self._adapter is not None else 0
+        needed, available = self._needed(self._model), process.available_memory()
         if available is not None and needed > available:
             raise ConfigError(
                 f"{self.name} needs about {needed / 2**30:.1f} GiB of memory, and {available / 2**30:.1f} are free",
@@ -161,6 +161,14 @@ class _LlamaCpp:
             argv += ["-c", str(context * parallel), "-np", str(parallel), "-t", str(threads), "--threads-http", "64"]
             argv += [*(["--lora", adapter] if adapter else []), *flags]
         return Command(argv, process.environment({}), self._model.stat().st_size)
+
+    def _needed(self, path: Path) -> int:
+        """Bytes, about. Both files are checked, before C++ reads them: raises UnsafeFile."""
+        model = weights.check(path)
+        if model.format != "gguf":
+            raise ConfigError(f"{path} is no GGUF file", hint="convert it with llama.cpp's convert_hf_to_gguf.py")
+        adapter = 0 if self._adapter is None else weights.check(self._adapter).size
+        return memory_needed(model, self._launch.context, self._launch.parallel) + adapter
 
     async def is_up(self, api: Api) -> bool:
         return (await api.get("/health")).status == 200
@@ -230,76 +238,12 @@ def _server(binary: str | None, flags: list[str] | None) -> str | None:
     return None
 
 
-# --- how much memory a model needs --------------------------------------------------------------------------------------
-
-
-def memory_needed(path: str | Path, context: int, parallel: int) -> int:
-    """Bytes that serving a GGUF file takes, about: its weights, keys and values of all contexts (16 bit), buffers.
-
-    Raises ConfigError for what is no GGUF file.
-    """
-    path = Path(path)
-    try:
-        with path.open("rb") as file:
-            about = _header(file)
-        size = path.stat().st_size
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, struct.error, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no GGUF file: {error}") from error
-    architecture = about.get("general.architecture")
-
-    def number(name: str, otherwise: int) -> int:
-        found = about.get(f"{architecture}.{name}")
-        found = max(found, default=None) if isinstance(found, list) else found  # one number a layer
-        return found if isinstance(found, int) else otherwise
-
-    heads = number("attention.head_count", 1)
-    width = number("embedding_length", 0) // max(heads, 1)
-    cached = number("attention.key_length", width) + number("attention.value_length", width)
-    token = 2 * number("block_count", 0) * number("attention.head_count_kv", heads) * cached
-    return size + token * context * parallel + _OVERHEAD
-
-
-_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_TEXT, _LIST = 8, 9
-_LONGEST = 2**24  # items of a list, bytes of a text: beyond that it is no header
-
-
-def _header(file: BinaryIO) -> dict[str, Json]:
-    """What a GGUF file says about its model; lists of texts (a vocabulary) come out empty.
-
-    https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
-    """
-
-    def read(form: str) -> Json:
-        return struct.unpack(f"<{form}", file.read(struct.calcsize(f"<{form}")))[0]
-
-    def text() -> str:
-        return file.read(_limited(read("Q"))).decode()
-
-    def value(kind: int) -> Json:
-        if kind == _TEXT:
-            return text()
-        if kind == _LIST:
-            inner, count = read("I"), _limited(read("Q"))
-            if inner == _TEXT:
-                for _ in range(count):
-                    file.seek(_limited(read("Q")), os.SEEK_CUR)
-                return []
-            return [value(inner) for _ in range(count)]
-        if kind not in _NUMBERS:
-            raise ValueError(f"a value of the unknown type {kind}")
-        return read(_NUMBERS[kind])
-
-    if file.read(4) != b"GGUF":
-        raise ValueError("it does not begin as one")
-    read("I")  # the version
-    read("Q")  # the number of tensors
-    return {text(): value(read("I")) for _ in range(_limited(read("Q")))}
-
-
-def _limited(count: int) -> int:
-    if count > _LONGEST:
-        raise ValueError("a number in its header is too large")
-    return count
+def memory_needed(model: weights.Contents, context: int, parallel: int) -> int:
+    """Bytes that serving a model takes, about: its weights, keys and values of all contexts (16 bit), buffers."""
+    heads = model.heads or 1
+    width = (model.width or 0) // heads
+    cached = (width if model.key_width is None else model.key_width) + (
+        width if model.value_width is None else model.value_width
+    )
+    token = 2 * (model.blocks or 0) * (heads if model.kv_heads is None else model.kv_heads) * cached
+    return model.size + token * context * parallel + _OVERHEAD

@@ -14,6 +14,7 @@ from pathlib import Path
 from apprentice import process, wire
 from apprentice.errors import ConfigError, ModelError, ModelUnavailable
 from apprentice.models import mapping, mappings, shape, text_of, usage_of
+from apprentice.models._checkpoints import Student, file_hash, load
 from apprentice.models._confidence import Rule, tokens_of
 from apprentice.models._local import (
     ALTERNATIVES,
@@ -22,10 +23,7 @@ from apprentice.models._local import (
     Local,
     Said,
     Settings,
-    Student,
     body_of,
-    file_hash,
-    load,
     log_of,
     messages,
 )
@@ -208,8 +206,7 @@ class _Ollama:
 
     async def _create(self, api: Api, student: Student) -> None:
         digest = await asyncio.to_thread(file_hash, student.path)
-        content = await asyncio.to_thread(student.path.read_bytes)
-        outcome = await api.post(f"/api/blobs/sha256:{digest}", content, self._patience)
+        outcome = await api.upload(f"/api/blobs/sha256:{digest}", student.path, self._patience)
         if outcome.status not in (200, 201):  # a success has no body
             body_of(outcome, self.name)
         order: dict[str, Json] = {"model": self._served, "stream": False}

@@ -1,5 +1,6 @@
 """vLLM at work: one base model, many tasks' adapters on it, behind a server process of our own or one that runs anyway.
 
+Its log-probabilities are those after the grammar: how the model chose among what it was allowed to say.
 Sources: https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html, …/features/structured_outputs.html and
 …/features/lora.html. A server of somebody else's takes adapters only where it was started with `--enable-lora` and
 VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, and reads them from a path on its own disk.
@@ -11,9 +12,10 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
-from apprentice import process, wire
+from apprentice import process, weights, wire
 from apprentice.errors import ConfigError, ModelError, ModelRejected, ModelUnavailable
 from apprentice.models import mapping, mappings, name_of, shape, text_of
+from apprentice.models._checkpoints import Student, load
 from apprentice.models._confidence import Rule
 from apprentice.models._local import (
     ALTERNATIVES,
@@ -23,15 +25,14 @@ from apprentice.models._local import (
     Local,
     Said,
     Settings,
-    Student,
     body_of,
-    load,
     log_of,
     messages,
     read_chat,
 )
 from apprentice.types import Json, Task
 
+_RANKS = (16, 32, 64, 128, 256, 320, 512)  # that `--max-lora-rank` may say; 16 without it
 _INTERNAL = {"HF_HUB_OFFLINE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_NO_USAGE_STATS": "1"}
 
 
@@ -47,7 +48,7 @@ def build(
     concurrency: int | None = None,
     flags: list[str] | None = None,
     env: dict[str, str] | None = None,
-    guided: Literal["response_format", "structured_outputs", "guided_json"] = "response_format",
+    guided: Literal["response_format", "structured_outputs"] = "response_format",
     max_tokens: int = 512,
     confidence: Rule = "margin",
     samples: int = 0,
@@ -66,14 +67,16 @@ def build(
     server that runs anyway, without `/v1`; without it `binary serve MODEL` is started with `flags`, and with `env` as
     the only variables besides paths. `context`: tokens of one prompt and its answer; `parallel`: how many are answered at
     once; `concurrency`: how many questions it is sent at once, `parallel` without it; the others wait here. `guided`: how
-    the schema is asked for: newer servers know the first two, older ones the last.
-    The other settings are those of the model `llama_cpp`. Raises ConfigError for settings that do not fit together.
+    the schema is asked for; only newer servers know `structured_outputs`. The other settings are those of the model
+    `llama_cpp`. Raises ConfigError for settings that do not fit together.
     """
     folder = None if checkpoint is None else Path(checkpoint)
     if model is None and (folder is None or base_url is not None):
         raise ConfigError("model 'vllm' needs `model`: the name under which the server knows its base")
     if base_url is None and shutil.which(binary) is None:
         raise ConfigError(f"model 'vllm': there is no program {binary!r}", hint="pip install vllm, or set base_url")
+    if guided not in ("response_format", "structured_outputs"):
+        raise ConfigError(f"model 'vllm': guided: {guided!r}", hint="response_format, or structured_outputs")
     served = f"apprentice-{folder.name.removeprefix('sha256-')[:12]}" if folder is not None else model
     assert served is not None
     speaker = _Vllm(model, served, max_tokens, guided)
@@ -103,6 +106,7 @@ class _Vllm:
         self._base = base
         self._served = served  # what requests ask for: the base, or the adapter
         self._adapter: Path | None = None
+        self._rank = 0  # of the adapter
         self._guided = guided
 
     def take(self, folder: Path | None) -> Student | None:
@@ -111,7 +115,11 @@ class _Vllm:
             return None
         student = load(folder)
         if student.kind == "adapter":
-            self._adapter = student.path.resolve().parent  # PEFT's folder: vLLM reads all of it
+            self._adapter = student.path.resolve().parent  # as PEFT writes it; what else is there vLLM does not read
+            for name in ("adapter_config.json", "adapter_model.safetensors"):
+                if not (self._adapter / name).is_file():
+                    raise ConfigError(f"{self.name}: {self._adapter} has no {name}", hint="vLLM reads adapters of PEFT")
+            self._rank = weights.check(self._adapter / "adapter_model.safetensors").rank or 0
             self._base = self._base or str(student.base["file"])
         else:
             whole = student.path.resolve()
@@ -121,9 +129,13 @@ class _Vllm:
     def command(self, port: int) -> Command:
         binary, options, env = self.launch
         assert self._base is not None
+        if Path(self._base).exists():  # else it is a name, which the server looks for in its own cache
+            weights.check(Path(self._base))
         name = self._base if self._adapter is not None else self._served
         argv = [binary, "serve", self._base, "--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
-        return Command([*argv, *(["--enable-lora"] if self._adapter is not None else []), *options], env)
+        if self._adapter is not None:
+            argv += ["--enable-lora", "--max-lora-rank", str(next((r for r in _RANKS if r >= self._rank), self._rank))]
+        return Command([*argv, *options], env)
 
     def needs(self) -> int | None:
         """None: the server decides what it keeps in memory."""
@@ -134,21 +146,29 @@ class _Vllm:
 
     async def enter(self, api: Api) -> bool:
         """Load the adapter, unless the server has it: its name is the hash of its content."""
-        known = [text_of(entry.get("id")) for entry in await self._models(api)]
+        known = await self._names(api)
         if self._served in known:
             return False
         if self._adapter is None:
             raise ModelUnavailable(f"{self.name}: the server has no such model; it has {', '.join(known)}"[:400])
         order = {"lora_name": self._served, "lora_path": str(self._adapter)}
         outcome = await api.post("/v1/load_lora_adapter", order)
-        if outcome.status == 404:
+        if outcome.status == 200:  # told in a sentence, not in JSON
+            return True
+        if outcome.status == 404 and "error" not in (outcome.body or {}):
             raise ModelRejected(
                 f"{self.name}: the server takes no adapters while it runs",
                 hint="start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True",
             )
-        if outcome.status != 200:  # a success is told in a sentence, not in JSON
-            body_of(outcome, self.name)
-        return True
+        if self._served in await self._names(api):  # somebody else was faster
+            return False
+        if outcome.status is not None and await self.is_up(api):
+            raise ModelRejected(
+                f"{self.name}: the server does not load the adapter {self._adapter}: {outcome.problem}",
+                hint="it has to find that folder on its own disk, and to allow its rank: --max-lora-rank",
+            )
+        body_of(outcome, self.name)
+        raise AssertionError("a failure has no body")
 
     async def leave(self, api: Api) -> None:
         if self._adapter is not None:
@@ -181,10 +201,8 @@ class _Vllm:
         if self._guided == "response_format":
             form = {"name": name_of(task), "schema": schema, "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": form}
-        elif self._guided == "structured_outputs":
-            body["structured_outputs"] = {"json": schema}
         else:
-            body["guided_json"] = schema
+            body["structured_outputs"] = {"json": schema}
         if seed is not None:
             body["seed"] = seed
         return "/v1/chat/completions", body
@@ -200,6 +218,9 @@ class _Vllm:
         if outcome.status != 404:
             return None
         return ModelUnavailable(f"{self.name}: the server no longer has this model", outcome="rejected")
+
+    async def _names(self, api: Api) -> list[str]:
+        return [text_of(entry.get("id")) for entry in await self._models(api)]
 
     async def _models(self, api: Api) -> list[dict[str, Json]]:
         return mappings(body_of(await api.get("/v1/models"), self.name).get("data"))

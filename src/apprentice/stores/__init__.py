@@ -24,8 +24,10 @@ from apprentice.types import (
     Correction,
     Event,
     Evidence,
+    Example,
     Hold,
     Json,
+    Label,
     Micros,
     Mode,
     Promotion,
@@ -182,6 +184,29 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX promotions_of_task ON promotions (task, number)",
         "CREATE UNIQUE INDEX versions_canary ON versions (task) WHERE state = 'canary'",
     ),
+    (
+        """CREATE TABLE labels (
+            number INTEGER PRIMARY KEY AUTOINCREMENT,
+            request_id TEXT NOT NULL UNIQUE,
+            task TEXT NOT NULL,
+            body TEXT NOT NULL
+        )""",
+        "CREATE INDEX labels_of_task ON labels (task)",
+        """CREATE TRIGGER labels_no_update BEFORE UPDATE ON labels
+            BEGIN SELECT RAISE(ABORT, 'labels are append-only'); END""",
+    ),
+    (
+        """CREATE TABLE examples (
+            number INTEGER PRIMARY KEY AUTOINCREMENT,
+            task TEXT NOT NULL,
+            id TEXT NOT NULL,
+            body TEXT NOT NULL
+        )""",
+        "CREATE UNIQUE INDEX examples_id ON examples (task, id)",
+        """CREATE TRIGGER examples_no_update BEFORE UPDATE ON examples
+            BEGIN SELECT RAISE(ABORT, 'an imported example does not change'); END""",
+    ),
+    ("ALTER TABLE records ADD COLUMN rival_confidence REAL",),
 )
 FIXED = (3, 51, 3)  # before it, a WAL database could be corrupted: https://sqlite.org/wal.html#walresetbug
 
@@ -250,12 +275,13 @@ def to_json(value: Any, what: str) -> str:
 
 RECORD_COLUMNS = (
     "request_id, task, at, version, level, p, audit, confidence, score, served, local_number, remote_number, reason, "
-    "cost, has_remote, idempotency_key, body, repeat, rival, rival_version"
+    "cost, has_remote, idempotency_key, body, repeat, rival, rival_version, "
+    "rival_confidence"
 )
 
 EVIDENCE_COLUMNS = (
     "seq, task, at, version, level, p, audit, confidence, score, served, local_number, remote_number, repeat, "
-    "rival, rival_version"
+    "rival, rival_version, rival_confidence"
 )
 
 PROMOTION_COLUMNS = "number, task, version, after, state, at, by, why"
@@ -286,6 +312,7 @@ def record_row(record: Record) -> tuple[str | int | float | None, ...]:
         None if record.repeat is None else record.repeat.value,
         None if record.rival is None else record.rival.value,
         None if record.rival_version is None else to_text(record.rival_version),
+        record.rival_confidence,
     )
 
 
@@ -309,11 +336,11 @@ def _only_number(output: Json) -> tuple[str | None, float] | None:
 
 def read_evidence(row: Sequence[Any]) -> Evidence:
     """The Evidence of a row of `EVIDENCE_COLUMNS`."""
-    seq, task, at, version, level, p, audit, confidence, score, served, local, remote, repeat, rival, of = row
+    seq, task, at, version, level, p, audit, confidence, score, served, local, remote, repeat, rival, of, sure = row
     pair = None if local is None else (local, remote)
     version = None if version is None else from_text(version)
     decided = (seq, from_text(task), at, version, level, p, bool(audit), confidence)
-    return Evidence(*decided, score, served, pair, repeat, rival, None if of is None else from_text(of))
+    return Evidence(*decided, score, served, pair, repeat, rival, None if of is None else from_text(of), sure)
 
 
 def read_promotion(row: Sequence[Any]) -> Promotion:
@@ -581,6 +608,36 @@ def read_correction(row: Sequence[Any]) -> Correction:
         by=from_text(by),
         comment=from_text(comment),
     )
+
+
+LABEL_COLUMNS = "request_id, task, body"
+
+
+def label_row(label: Label) -> tuple[str, str, str]:
+    """What a store writes for a Label, in the order of `LABEL_COLUMNS`."""
+    body = to_json(label.model_dump(mode="python"), f"label of request {label.request_id!r}")
+    return to_text(label.request_id), to_text(label.task), body
+
+
+def read_label(body: str) -> Label:
+    """The Label of a `body`."""
+    return Label.model_validate(json.loads(body))
+
+
+EXAMPLE_COLUMNS = "task, id, body"
+
+
+def example_row(task: str, example: Example) -> tuple[str, str, str]:
+    """What a store writes for an imported Example, in the order of `EXAMPLE_COLUMNS`. Raises StoreError for one without id."""
+    if not example.request_id:
+        raise StoreError(f"an example of task {task!r} has no id", hint="name it by its content, as `request_id`")
+    body = to_json(example.model_dump(mode="python"), f"example {example.request_id!r}")
+    return to_text(task), to_text(example.request_id), body
+
+
+def read_example(body: str) -> Example:
+    """The Example of a `body`."""
+    return Example.model_validate(json.loads(body))
 
 
 def read_mode(task: str, mode: Literal["remote", "auto"], until: Seconds | None, at: Seconds) -> tuple[str, Mode]:

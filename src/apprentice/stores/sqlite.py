@@ -33,6 +33,8 @@ from apprentice.stores import (
     CORRECTION_COLUMNS,
     EVENT_COLUMNS,
     EVIDENCE_COLUMNS,
+    EXAMPLE_COLUMNS,
+    LABEL_COLUMNS,
     LARGEST,
     LEDGER_COLUMNS,
     PROMOTION_COLUMNS,
@@ -43,7 +45,9 @@ from apprentice.stores import (
     check_sqlite,
     correction_row,
     event_row,
+    example_row,
     from_text,
+    label_row,
     migrate,
     next_version_id,
     read_batch,
@@ -51,11 +55,14 @@ from apprentice.stores import (
     read_entry,
     read_event,
     read_evidence,
+    read_example,
+    read_label,
     read_mode,
     read_promotion,
     read_record,
     read_version,
     record_row,
+    runs,
     to_text,
     version_row,
 )
@@ -66,7 +73,9 @@ from apprentice.types import (
     Changes,
     Correction,
     Event,
+    Example,
     Hold,
+    Label,
     Lease,
     Micros,
     Promotion,
@@ -237,6 +246,37 @@ class SqliteStore:
         sql = f"SELECT {CORRECTION_COLUMNS} FROM corrections WHERE {where} ORDER BY number"
         return [read_correction(row) for row in await self._read(partial(fetch, sql=sql, values=tuple(values)))]
 
+    async def add_label(self, label: Label) -> bool:
+        """Keep what a teacher said; False, and nothing is changed, where the request has a Label already."""
+        return bool(await self._writer.submit(partial(_add_label, label=label)))
+
+    async def labels(self, task: str) -> list[Label]:
+        """All of the task, in the order in which they were given."""
+        sql = "SELECT body FROM labels WHERE task = ? ORDER BY number"
+        return [read_label(body) for (body,) in await self._read(partial(fetch, sql=sql, values=(to_text(task),)))]
+
+    async def add_examples(self, task: str, examples: Sequence[Example]) -> int:
+        """Keep imported Examples, all or none; how many were not there before. Each is named by its `request_id`."""
+        rows = [example_row(task, example) for example in examples]
+        return int(await self._writer.submit(partial(_add_examples, rows=rows)))
+
+    async def examples(self, task: str) -> list[Example]:
+        """All that were imported for the task, in the order in which they were."""
+        found: list[Example] = []
+        after = 0
+        while page := await self._read(partial(_examples, task=to_text(task), after=after)):
+            found += [example for _, example in page]
+            after = page[-1][0]
+        return found
+
+    async def count_examples(self, task: str) -> int:
+        sql = "SELECT count(*) FROM examples WHERE task = ?"
+        return int((await self._read(partial(fetch, sql=sql, values=(to_text(task),))))[0][0])
+
+    async def remove_examples(self, task: str, ids: Sequence[str]) -> int:
+        """Take these Examples out, all or none; how many of them there were."""
+        return int(await self._writer.submit(partial(_remove_examples, task=to_text(task), ids=ids)))
+
     async def add_event(self, event: Event) -> None:
         """Keep the Event; a second one of the same task and key is the same Event, and is not kept."""
         sql = f"INSERT INTO events ({EVENT_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"
@@ -247,6 +287,12 @@ class SqliteStore:
     ) -> list[Event]:
         """The last `limit` Events, of one task or of all, with one of these names or with any; the oldest of them first."""
         return await self._read(partial(_events, task=task, names=names, limit=max(limit, 0)))
+
+    async def events_after(self, number: int, *, limit: int = 100) -> list[tuple[int, Event]]:
+        """The first `limit` Events with a number above `number`, in order; who has seen one has seen all before it."""
+        sql = f"SELECT {EVENT_COLUMNS}, seq FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
+        rows = await self._read(partial(fetch, sql=sql, values=(number, max(limit, 0))))
+        return [(row[-1], read_event(row[:-1])) for row in rows]
 
     async def set_mode(self, task: str, mode: Literal["remote", "auto"], until: Seconds | None, at: Seconds) -> None:
         """Keep what an operator wants for the task, instead of what was wanted before."""
@@ -403,6 +449,25 @@ def _keep_batch(connection: apsw.Connection, batch: Batch, lease: Lease | None) 
     insert(connection, "batches", BATCH_COLUMNS, [batch_row(batch)], again)
 
 
+def _add_label(connection: apsw.Connection, label: Label) -> bool:
+    insert(connection, "labels", LABEL_COLUMNS, [label_row(label)], "ON CONFLICT (request_id) DO NOTHING")
+    return connection.changes() > 0
+
+
+def _add_examples(connection: apsw.Connection, rows: Sequence[Row]) -> int:
+    before = connection.total_changes()
+    for some in runs(rows):
+        insert(connection, "examples", EXAMPLE_COLUMNS, some, "ON CONFLICT (task, id) DO NOTHING")
+    return connection.total_changes() - before
+
+
+def _remove_examples(connection: apsw.Connection, task: str, ids: Sequence[str]) -> int:
+    before = connection.total_changes()
+    for id in ids:
+        fetch(connection, "DELETE FROM examples WHERE task = ? AND id = ?", (task, to_text(id)))
+    return connection.total_changes() - before
+
+
 def _acquire(connection: apsw.Connection, name: str, owner: str, now: Seconds, until: Seconds) -> Lease | None:
     rows = fetch(connection, "SELECT owner, token, until FROM leases WHERE name = ?", (to_text(name),))
     if rows and rows[0][0] is not None and rows[0][2] > now:
@@ -462,6 +527,11 @@ def _records(
     order = "DESC" if newest else "ASC"
     sql = f"SELECT seq, body FROM records WHERE task = ? AND seq > ? AND seq < ? {chosen} ORDER BY seq {order} LIMIT ?"
     return [(seq, read_record(body)) for seq, body in fetch(connection, sql, (task, after, before, max(limit, 0)))]
+
+
+def _examples(connection: apsw.Connection, task: str, after: int) -> list[tuple[int, Example]]:
+    sql = "SELECT number, body FROM examples WHERE task = ? AND number > ? ORDER BY number LIMIT ?"
+    return [(number, read_example(body)) for number, body in fetch(connection, sql, (task, after, PAGE))]
 
 
 def _batches(connection: apsw.Connection, task: str | None, open: bool) -> list[Batch]:

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import math
+import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -23,6 +24,8 @@ from urllib.parse import urlsplit
 import h11
 
 from apprentice.calibration import SAME, Table
+from apprentice.testing import hostile
+from apprentice.testing._hostile_gguf import KEYS, LORA_KEYS, LORA_TENSORS
 from apprentice.testing.servers import Reply, _deliver, _receive
 from apprentice.types import Json, Task
 
@@ -48,6 +51,21 @@ class Status(Exception):
         self.body = body
 
 
+_LAYER = {"status": "pulling 797b70c4edf8", "digest": f"sha256:797b70c4edf8{'0' * 52}", "total": 4096}
+_PULLED: list[Json] = [
+    {"status": "pulling manifest"},
+    _LAYER,
+    *(_LAYER | {"completed": there} for there in (1024, 4096, 4096)),
+    {"status": "verifying sha256 digest"},
+    {"status": "writing manifest"},
+    {"status": "success"},
+]
+
+
+class _Lines(list[Json]):
+    """An answer that goes out as JSON lines, each in a chunk of its own."""
+
+
 @dataclass
 class LocalServer:
     """What the three have in common. Tests change its attributes while it runs."""
@@ -62,6 +80,8 @@ class LocalServer:
     patched: Callable[[dict[str, Json]], dict[str, Json]] = lambda body: body  # changes an answer before it leaves
     requests: list[Seen] = field(default_factory=list)
     adapters: dict[str, str] = field(default_factory=dict)  # name -> where it is from
+    max_rank: int = 16  # of an adapter that vLLM takes
+    pulls: list[Json] = field(default_factory=lambda: list(_PULLED))  # what Ollama says of a pull, line by line
     blobs: set[str] = field(default_factory=set)  # digests of what was sent to Ollama
     loaded: set[str] = field(default_factory=set)  # what Ollama has in memory
     url: str = ""
@@ -125,15 +145,17 @@ class LocalServer:
                 request, raw, rest = got
                 status, content = self._respond(request, raw)
                 head = {"content-type": "application/json"}
+                if isinstance(content, list):
+                    head = {"content-type": "application/x-ndjson", "transfer-encoding": "chunked"}
                 reply = Reply(status=status, reset=content is None, cut=0 if content is None else None)
-                if not await _deliver(writer, reply, head, [content or b""]):
+                if not await _deliver(writer, reply, head, content if isinstance(content, list) else [content or b""]):
                     break
         except (ConnectionError, h11.RemoteProtocolError, asyncio.CancelledError):
             writer.transport.abort()
         finally:
             writer.close()
 
-    def _respond(self, request: h11.Request, raw: bytes) -> tuple[int, bytes | None]:
+    def _respond(self, request: h11.Request, raw: bytes) -> tuple[int, bytes | list[bytes] | None]:
         method, path = request.method.decode(), urlsplit(request.target.decode("latin-1")).path
         try:
             body = json.loads(raw) if raw else {}
@@ -147,6 +169,8 @@ class LocalServer:
             return status.status, json.dumps(status.body).encode()
         except ConnectionResetError:
             return 200, None
+        if isinstance(answer, _Lines):
+            return 200, [json.dumps(line).encode() + b"\n" for line in answer]
         return 200, b"" if answer is None else json.dumps(answer, ensure_ascii=False).encode()
 
 
@@ -216,8 +240,16 @@ class _Vllm(_Chat):
                 added = [about | {"id": n, "root": path, "parent": self.model} for n, path in self.adapters.items()]
                 return {"object": "list", "data": [base, *added]}
             case "POST", "/v1/load_lora_adapter" if self.lora:
-                if body["lora_name"] in self.adapters:
-                    raise self._error(400, "has already been loaded", "InvalidUserInput")
+                name, folder = body["lora_name"], body["lora_path"]
+                if name in self.adapters:
+                    raise self._error(400, f"The lora adapter '{name}' has already been loaded.", "InvalidUserInput")
+                config = Path(folder) / "adapter_config.json"
+                if not config.exists():
+                    message = f"Loading lora {name} failed: No adapter found for {folder}"
+                    raise self._error(404, message, "NotFoundError")
+                if (rank := json.loads(config.read_bytes())["r"]) > self.max_rank:
+                    message = f"LoRA rank {rank} is greater than max_lora_rank {self.max_rank}."
+                    raise self._error(500, message, "InternalServerError")
                 self.adapters[body["lora_name"]] = body["lora_path"]
                 return f"Success: LoRA adapter '{body['lora_name']}' added successfully."
             case "POST", "/v1/unload_lora_adapter" if self.lora:
@@ -237,15 +269,19 @@ class _Vllm(_Chat):
                 return {"id": "cmpl-1", "object": "text_completion", "model": body["model"], "choices": [choice]}
             case "POST", "/v1/chat/completions":
                 self._known(body)
-                if (prompt := _prompt(body)) + body["max_tokens"] > self.context:
-                    most = f"This model's maximum context length is {self.context} tokens. However, you requested"
-                    raise self._error(400, f"{most} {prompt + body['max_tokens']} tokens.", "BadRequestError")
-                return self.chat(body)
+                if (prompt := _prompt(body)) >= self.context:
+                    most = (
+                        f"This model's maximum context length is {self.context} tokens. However, your prompt contains"
+                    )
+                    raise self._error(400, f"{most} at least {prompt} input tokens.", "BadRequestError")
+                return self.chat(body | {"max_tokens": min(body["max_tokens"], self.context - prompt)})
         raise Status(404, {"detail": "Not Found"})
 
     def _known(self, body: dict[str, Json]) -> None:
         if body["model"] not in (self.model, *self.adapters):
-            raise self._error(404, f"The model `{body['model']}` does not exist.", "NotFoundError")
+            raise self._error(
+                404, f"The model `{body['model']}` does not exist. Valid aliases: {self.model}.", "NotFoundError"
+            )
 
     def _error(self, status: int, message: str, kind: str) -> Status:
         return Status(status, {"error": {"message": message, "type": kind, "param": None, "code": status}})
@@ -274,7 +310,7 @@ class _Ollama(LocalServer):
             case "POST", "/api/pull":
                 if body["model"] != self.model:
                     raise Status(500, {"error": "pull model manifest: file does not exist"})
-                return {"status": "success"}
+                return _Lines(self.pulls) if body.get("stream") is not False else {"status": "success"}
             case "POST", "/api/show" | "/api/generate" | "/api/chat":
                 name = body["model"].removesuffix(":latest")
                 if name not in (self.model, *self.adapters):
@@ -326,7 +362,7 @@ def write_checkpoint(
     task: Task,
     probes: Sequence[tuple[Json, Json]],
     *,
-    weights: bytes = b"weights",
+    weights: bytes | None = None,
     base: Path | None = None,
     bare: Json = None,
     calibration: Table = SAME,
@@ -335,14 +371,24 @@ def write_checkpoint(
 ) -> Path:
     """A checkpoint's folder as a generative trainer writes it: an adapter of `base`, or without one a whole model.
 
-    `probes`: inputs with the outputs that training saw; `bare`: what the base alone answered to each.
+    `probes`: inputs with the outputs that training saw; `bare`: what the base alone answered to each; `file`: a GGUF
+    file, or the safetensors of an adapter; an adapter's folder is always one that PEFT might have written, too. Without
+    `weights` they are small, safe and of no use.
     """
     kind = "model" if base is None else "adapter"
     file = file or f"{kind}.gguf"
+    files, is_gguf = {}, file.endswith(".gguf")
+    if is_gguf:
+        plain = hostile.gguf(KEYS) if base is None else hostile.gguf(LORA_KEYS, LORA_TENSORS)
+        files[file] = plain if weights is None else weights
+    if base is not None:
+        with tempfile.TemporaryDirectory() as room:
+            for path in hostile.adapter(Path(room), weights=None if is_gguf else weights).iterdir():
+                files[str(Path(file).with_name(path.name))] = path.read_bytes()
     manifest: dict[str, Json] = {
         "kind": kind,
         "file": file,
-        "files": {file: sha256(weights).hexdigest()},
+        "files": {name: sha256(content).hexdigest() for name, content in files.items()},
         "calibration": [list(row) for row in calibration],
         "confidence": {"rule": rule, "fields": None},
         "task": task.model_dump(mode="json"),
@@ -352,8 +398,9 @@ def write_checkpoint(
         manifest["base"] = {"file": str(base), "sha256": sha256(base.read_bytes()).hexdigest()}
     written = json.dumps(manifest, indent=1).encode()
     folder = into / f"sha256-{sha256(written).hexdigest()}"
-    (folder / file).parent.mkdir(parents=True)
-    (folder / file).write_bytes(weights)
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
     (folder / "manifest.json").write_bytes(written)
     return folder
 

@@ -32,7 +32,10 @@ from apprentice.types import (
     Decision,
     Event,
     Evidence,
+    Example,
     Hold,
+    Json,
+    Label,
     Mode,
     Record,
     Score,
@@ -467,6 +470,11 @@ async def events_come_back_in_order_and_once_a_key(build: Build, path: Path) -> 
         _same(await store.events("unknown"), [], "Events of an unknown task")
         of_name = await store.events("sort", names=["done", "never"], limit=1)
         _same([event.message for event in of_name], ["first"], "the last Event of a name")
+        read: list[tuple[int, Event]] = []
+        while page := await store.events_after(read[-1][0] if read else 0, limit=5):
+            read += page
+        _same([event for _, event in read], await store.events(), "Events, page by page")
+        _same(len({number for number, _ in read}), 12, "numbers of Events")
 
 
 async def a_batch_goes_on_where_it_was_left(build: Build, path: Path) -> None:
@@ -513,6 +521,44 @@ async def corrections_come_back_in_order_and_none_is_lost(build: Build, path: Pa
         _same(await store.corrections("sort"), [said[0], said[1], said[3]], "the corrections of a task")
         _same(await store.corrections("sort", request_id="a"), [said[0], said[3]], "the corrections of a request")
         _same(await store.corrections("unknown"), [], "the corrections of an unknown task")
+
+
+async def a_request_has_one_label_and_none_is_lost(build: Build, path: Path) -> None:
+    attempt = Attempt(attempt_id="1", model="m", purpose="label", outcome="answered", cost=7)
+    answer = Answer(output={"kind": "ox \0"}, model="m", provider="p@h", cost=7)
+    said = [
+        Label(request_id="a\0", task="sort", at=1.0, input="'", answer=answer, attempts=(attempt, attempt)),
+        Label(request_id="b", task="sort", at=2.0, input={"text": "\ud800"}),
+        Label(request_id="c", task="other", at=3.0, input=[None, 2**60], answer=answer),
+    ]
+    async with _open(build, path) as store:
+        _same([await store.add_label(label) for label in said], [True] * 3, "whether a first label was kept")
+        _same(await store.add_label(said[1].model_copy(update={"at": 9.0})), False, "whether a second one was")
+    async with _open(build, path) as store:
+        _same(await store.labels("sort"), said[:2], "the labels of a task")
+        _same(await store.labels("unknown"), [], "the labels of an unknown task")
+
+
+async def an_imported_example_is_kept_once_and_can_be_taken_out(build: Build, path: Path) -> None:
+    def example(name: str, input: Json, at: float) -> Example:
+        return Example(input=input, target={"kind": "ox \0"}, source="remote", request_id=name, model="m", at=at)
+
+    made = [example(f"import-{number}", {"text": f"{number} \ud800"}, 500.0 - number) for number in range(300)]
+    other = example("import-0", [None, 2**60], 1.0)
+    async with _open(build, path) as store:
+        _same(await store.add_examples("sort", made[:200]), 200, "how many were added")
+        _same(await store.add_examples("sort", [*made, made[7]]), 100, "how many were new")
+        _same(await store.add_examples("other\0", [other]), 1, "the same name in another task")
+        _same(await store.add_examples("sort", []), 0, "none")
+        await _raises(StoreError, store.add_examples("sort", [example("new", {}, 1.0), example("", {}, 1.0)]))
+    async with _open(build, path) as store:
+        _same(await store.examples("sort"), made, "the examples of a task, in their order")
+        _same(await store.examples("other\0"), [other], "those of another one")
+        _same(await store.examples("unknown"), [], "those of an unknown task")
+        _same(await store.remove_examples("sort", ["import-3", "import-5", "unknown"]), 2, "how many were taken out")
+        _same(await store.count_examples("sort"), 298, "how many are left")
+        _same(await store.count("sort"), 0, "the requests of the task")
+        _same((await store.changes(0)).evidence, [], "the evidence")
 
 
 async def a_hold_is_booked_in_all_windows_or_none(build: Build, path: Path) -> None:
@@ -686,6 +732,8 @@ CHECKS: tuple[Check, ...] = (
     an_old_lease_promotes_nothing,
     events_come_back_in_order_and_once_a_key,
     corrections_come_back_in_order_and_none_is_lost,
+    a_request_has_one_label_and_none_is_lost,
+    an_imported_example_is_kept_once_and_can_be_taken_out,
     a_hold_is_booked_in_all_windows_or_none,
     a_refusal_says_whether_waiting_helps,
     a_hold_ends_once,

@@ -6,6 +6,7 @@ The generative student learns, and is asked later, with the closed fields decide
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -58,12 +59,24 @@ class Mixed:
         self._embedded = embedded
         self._generative = generative
         self._everything = everything
+        self._stopped = threading.Event()
 
     def check(self, task: Task) -> None:
         split = self._split(task, *fields.closed(task))
         self._embedded.check(split.closed_task)
         if self._generative is not None:
             self._generative.check(split.rest_task)
+
+    def lead(self, token: int) -> None:
+        """The generative student's job is led under that token, if its trainer has jobs (jobs.LedTrainer)."""
+        if self._generative is not None and hasattr(self._generative, "lead"):
+            self._generative.lead(token)
+
+    def stop(self) -> None:
+        """Let `train` end soon: the generative student's job stays for the next cycle."""
+        self._stopped.set()
+        if self._generative is not None and hasattr(self._generative, "stop"):
+            self._generative.stop()
 
     def train(
         self, task: Task, examples: Sequence[Example], *, into: Path, seed: int, licence: Mapping[str, Json] = _NO_PROOF
@@ -78,6 +91,10 @@ class Mixed:
         closed = self._embedded.train(
             split.closed_task, _closed_rows(split, examples), into=drafts, seed=seed, licence=licence
         )
+        if self._stopped.is_set():
+            raise TrainingError(
+                f"task {task.name!r}: the training is waited for no longer", hint="the next cycle begins it again"
+            )
         rest = None
         if self._generative is not None:
             rows = _rest_rows(split, examples)

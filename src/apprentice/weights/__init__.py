@@ -77,7 +77,8 @@ class Expected:
 class Contents:
     """What is in checked files. None: not stated there. `size` in bytes, of all files; `context` in tokens.
 
-    `types`: of the numbers, those that take most bytes first. `all_numbers`: every floating point number was looked at,
+    `key_width`, `value_width`: of one head, where that is not `width / heads`. `types`: of the numbers, those that take
+    most bytes first. `all_numbers`: every floating point number was looked at,
     not a sample. `template`: the chat template, to be rendered in a sandbox only.
     """
 
@@ -96,6 +97,8 @@ class Contents:
     width: int | None = None
     heads: int | None = None
     kv_heads: int | None = None
+    key_width: int | None = None
+    value_width: int | None = None
     template: str | None = None
     base: str | None = None
     rank: int | None = None
@@ -237,6 +240,8 @@ def _checked_gguf(source: Source, name: str, expected: Expected) -> Contents:
         width=_measure(found, "embedding_length", 2**20, source),
         heads=_measure(found, "attention.head_count", 2**16, source),
         kv_heads=_measure(found, "attention.head_count_kv", 2**16, source),
+        key_width=_measure(found, "attention.key_length", 2**16, source),
+        value_width=_measure(found, "attention.value_length", 2**16, source),
         template=template,
         rank=rank,
     )
@@ -359,6 +364,8 @@ def _checked_model(folder: Path, files: dict[str, Entry], shards: Sequence[Entry
         width=_whole(told.get("hidden_size")),
         heads=_whole(told.get("num_attention_heads")),
         kv_heads=_whole(told.get("num_key_value_heads")),
+        key_width=_whole(told.get("head_dim")),
+        value_width=_whole(told.get("head_dim")),
     )
 
 

@@ -21,6 +21,7 @@ _HEADER = 32 * 2**20  # bytes before the tensors; a vocabulary of 262,144 takes 
 _MOST_ITEMS = 2**20  # of all lists of texts together; that vocabulary with its merges has three quarters of it
 _LONGEST_KEY, _LONGEST_NAME, _LONGEST_ITEM = 256, 127, 2**16
 _MOST_TEXT = 2**20  # bytes of all texts outside of lists
+_MOST_LAYERS = 2**12
 _LARGEST = 2**40  # of one dimension
 _BUFFER = 2**18
 _TEXT, _LIST, _BOOL = 8, 9, 7
@@ -42,10 +43,14 @@ TYPES = {
 
 
 class Items(NamedTuple):
-    """A list in the metadata: the type of its items, and how many; they themselves are passed over."""
+    """A list in the metadata: the type of its items, and how many; they themselves are passed over.
+
+    `largest`: of whole numbers that may be one for each layer.
+    """
 
     type: int
     length: int
+    largest: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +65,9 @@ class Gguf:
         return value if isinstance(value, str) else None
 
     def whole(self, key: str) -> int | None:
+        """A whole number; the largest, where there is one for each layer."""
         value = self.keys.get(key)
+        value = value.largest if isinstance(value, Items) else value
         return value if type(value) is int else None
 
     def quantisation(self) -> str:
@@ -161,6 +168,9 @@ def _keys(cursor: _Cursor, count: int, source: Source) -> dict[str, str | int | 
                 if items < 0:
                     raise source.refused(f"its lists have more than {_MOST_ITEMS:,} texts")
                 cursor.skip_texts(found.length)
+            elif found.type in _WHOLE and found.length <= _MOST_LAYERS:
+                numbers = [cursor.number(_NUMBERS[found.type]) for _ in range(found.length)]
+                found = found._replace(largest=max(numbers, default=None))
             elif found.type in _NUMBERS:
                 cursor.skip(found.length * struct.calcsize(_NUMBERS[found.type]))
             else:

@@ -1,0 +1,322 @@
+"""What every operation stands on: one Apprentice, one store, and how a request of a key is answered, once, and paid for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+from zoneinfo import ZoneInfo
+
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from apprentice import budget
+from apprentice.config import Budget, Config
+from apprentice.engine import Apprentice, new_id
+from apprentice.errors import ApprenticeError, BudgetExhausted, IdempotencyConflict
+from apprentice.gateway import HEADER, Settings
+from apprentice.gateway.allowance import Allowances
+from apprentice.gateway.keys import Key, Keyring, Role
+from apprentice.gateway.meters import Meters
+from apprentice.gateway.refusals import Family, Refusal, refusal_of
+from apprentice.gateway.relay import NAME, Relay, Relays, Unfit
+from apprentice.types import (
+    Answer,
+    Attempt,
+    Decision,
+    Json,
+    Lease,
+    Micros,
+    Record,
+    Result,
+    Seconds,
+    Store,
+    Usage,
+)
+
+WORDS_A_MINUTE = 600  # of feedback that one key may give in one process: what people say, and not more
+_OWNERS = 65_536  # leases of idempotency keys: enough that two keys hardly share one, and no more rows than that
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request as an operation sees it. `idempotency` is what the client wrote; `capture`: whether it is recorded."""
+
+    id: str
+    key: Key
+    path: Mapping[str, str] = field(default_factory=dict)
+    body: Any = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    idempotency: str | None = None
+    capture: bool = True
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One thing that the gateway does. `role` None: no key is asked for; "any": a key of any role will do.
+
+    `takes` is what the body has to be, `gives` what a 200 is (None: a text of the type `media`). `streams`: with `stream` in
+    the body the answer is a stream of events.
+    """
+
+    method: Literal["GET", "POST"]
+    path: str
+    role: Role | Literal["any"] | None
+    run: Callable[[Gateway, Call], Awaitable[Response]]
+    summary: str
+    takes: type[BaseModel] | None = None
+    gives: type[BaseModel] | None = None
+    family: Family = "native"
+    media: str = "application/json"
+    streams: bool = False
+    examples: Callable[[Gateway], Json] | None = None  # of the body
+
+
+class Answered(NamedTuple):
+    """One answer, and the Record of it: at what moment, with how many tokens."""
+
+    output: Json
+    request_id: str
+    at: Seconds
+    usage: Usage
+    headers: dict[str, str]
+    result: Result | None = None
+
+
+class Pace:
+    """How much of a minute's allowance each key has left, filled up evenly."""
+
+    def __init__(self, a_minute: int) -> None:
+        self._most = float(a_minute)
+        self._left: dict[str, tuple[float, Seconds]] = {}
+
+    def take(self, key: str, now: Seconds) -> bool:
+        """Whether the key may do it once more at that moment."""
+        left, at = self._left.get(key, (self._most, now))
+        left = min(self._most, left + (now - at) * self._most / 60)
+        self._left[key] = (left - 1 if left >= 1 else left, now)
+        return left >= 1
+
+
+@dataclass(slots=True)
+class _Shared:
+    """A lease that requests of this process with the same idempotency key have together."""
+
+    taken: asyncio.Task[Lease | None]
+    users: int = 0
+
+
+class Gateway:
+    """The engine and the store behind the operations. One a process."""
+
+    def __init__(self, config: Config, settings: Settings, app: Apprentice, store: Store) -> None:
+        self.config = config
+        self.settings = settings
+        self.app = app
+        self.store = store
+        self.keyring = Keyring(store)
+        self.relays = Relays(config, store)
+        self.allowances = Allowances(config, store)
+        self.meters = Meters()
+        self.pace = Pace(WORDS_A_MINUTE)
+        self.started_at = time.time()
+        self.ready = False
+        self._owner = f"gateway {socket.gethostname()}:{os.getpid()}:{new_id()[:8]}"
+        self._leases: dict[str, _Shared] = {}
+
+    async def answer(self, call: Call, task: str, input: Json, *, param: str, name: str | None = None) -> Answered:
+        """The task's answer to the input, of which the client wrote as `param`. Raises Refusal.
+
+        `name` tells inputs of one call apart where it has several.
+        """
+        if not call.capture and (call.idempotency is not None or call.key.limits):
+            message = "a request with an idempotency key, or of a key with limits, has to be recorded"
+            raise Refusal(400, "capture_needed", message, param=f"{HEADER}capture")
+        key = None if call.idempotency is None else f"{call.key.id}/{name or ''}/{call.idempotency}"
+        try:
+            configured = self.config.task(task)
+            configured.validate_input(input)
+            async with self._alone(task, key):
+                before = None if key is None else await self.store.record_by_key(task, key)
+                worst = 0 if before or not call.key.limits else self.allowances.worst(configured, input)
+                if before is None and call.key.limits and key is None:
+                    key = f"{call.key.id}//{new_id()}"  # by which the Record is found when there is no Result
+                try:
+                    async with self.allowances.held(call.key, worst) as bill:
+                        try:
+                            result = await self.app.arun(
+                                task,
+                                input,
+                                idempotency_key=key,
+                                deadline=self.settings.timeout,
+                                tags=dict(call.tags),
+                                capture=call.capture,
+                            )
+                        finally:
+                            if call.key.limits and key is not None:
+                                bill.cost = 0 if before else await asyncio.shield(self._cost(task, key))
+                except IdempotencyConflict as error:
+                    raise await self._conflict(task, key, input, error) from error
+            record = await self.store.record(result.request_id)
+        except ApprenticeError as error:
+            raise self.refusal(error, task, param=param) from error
+        assert record is not None  # it is durable before arun returns
+        served = record.remote if record.served == "remote" else record.local
+        usage = (served.usage if served is not None else None) or Usage(input_tokens=0, output_tokens=0)
+        return Answered(result.output, result.request_id, record.at, usage, _headers(result), result)
+
+    async def relay(self, call: Call, to: Relay, body: dict[str, Json]) -> Answered:
+        """The model's own answer to the client's body. Raises Refusal."""
+        key = None if call.idempotency is None else f"{call.key.id}//{call.idempotency}"
+        if key is not None and not call.capture:
+            raise Refusal(
+                400, "capture_needed", "an answer that is not recorded cannot be repeated", param="idempotency-key"
+            )
+        try:
+            async with self._alone(NAME, key, share=False):
+                before = None if key is None else await self.store.record_by_key(NAME, key)
+                record = before or await self._relayed(call, to, body, key)
+        except ApprenticeError as error:
+            raise self.refusal(error, NAME, param=None) from error
+        if record.remote is None:
+            raise Refusal(409, "idempotency_conflict", f"the first request with this key failed: {record.error}")
+        if record.input != body:
+            raise _reused()
+        usage = record.remote.usage or Usage(input_tokens=0, output_tokens=0)
+        headers = {
+            f"{HEADER}request-id": record.request_id,
+            f"{HEADER}source": "remote",
+            f"{HEADER}cost-usd": f"{record.cost / 1e6:.6f}",
+        }
+        return Answered(record.remote.output, record.request_id, record.at, usage, headers)
+
+    async def _relayed(self, call: Call, to: Relay, body: dict[str, Json], key: str | None) -> Record:
+        at, started, attempts = time.time(), time.perf_counter(), list[Attempt]()
+        deadline = asyncio.get_running_loop().time() + self.settings.timeout
+        answer: Answer | None = None
+        problem: str | None = None
+        try:
+            worst = to.worst(body) if call.key.limits else 0
+            async with self.allowances.held(call.key, worst) as bill:
+                try:
+                    answer = await to.ask(body, deadline=deadline, attempts=attempts)
+                finally:
+                    bill.cost = sum(attempt.cost for attempt in attempts)
+        except (asyncio.CancelledError, ApprenticeError) as error:
+            problem = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            record = Record(
+                request_id=call.id,
+                task=NAME,
+                at=at,
+                input=body,
+                decision=Decision(route="remote", reason="no_local_model", p=0.0),
+                remote=answer,
+                served=None if answer is None else "remote",
+                attempts=tuple(attempts),
+                cost=sum(attempt.cost for attempt in attempts),
+                latency=time.perf_counter() - started,
+                idempotency_key=key,
+                tags=dict(call.tags),
+                error=problem,
+            )
+            if call.capture and (attempts or answer is not None):
+                await asyncio.shield(self.store.append(record))
+        return record
+
+    def refusal(self, error: ApprenticeError, task: str, *, param: str | None) -> Refusal:
+        """What the client is told."""
+        if isinstance(error, Unfit):
+            return Refusal(400, "rejected_by_provider", str(error))
+        window = self._new_money(task) if isinstance(error, BudgetExhausted) else None
+        return refusal_of(error, param=param, window=window)
+
+    def _new_money(self, task: str) -> Seconds | None:
+        """Seconds until the first of the capped windows is over; None where no cap has an end."""
+        zone, now = ZoneInfo(self.config.budget.timezone), time.time()
+        own = next((one.budget for one in self.config.tasks if one.name == task), None) or Budget()
+        caps = budget.caps(task, now, zone, overall=self.config.budget.limits, own=own.limits)
+        ends = [budget.left(cap.window, now, zone) for cap in caps]
+        return min((end for end in ends if end < float("inf")), default=None)
+
+    async def _cost(self, task: str, key: str) -> Micros:
+        """What the Record with this key did cost; nothing where there is none, because then nothing was sent."""
+        record = await self.store.record_by_key(task, key)
+        return 0 if record is None else record.cost
+
+    async def _conflict(self, task: str, key: str | None, input: Json, error: IdempotencyConflict) -> Exception:
+        before = None if key is None else await self.store.record_by_key(task, key)
+        return _reused() if before is not None and before.input != input else error
+
+    @contextlib.asynccontextmanager
+    async def _alone(self, task: str, key: str | None, *, share: bool = True) -> AsyncIterator[None]:
+        """The only process that works on this idempotency key; with `share` its requests wait for each other in the engine.
+
+        Raises Refusal 409 while another one does. A process that died is waited for as long as its request could take.
+        """
+        if key is None:
+            yield
+            return
+        number = int.from_bytes(hashlib.sha256(f"{task}/{key}".encode()).digest()[:8]) % _OWNERS
+        name = f"idempotency/{number}"
+        shared = self._leases.get(name)
+        if shared is None:
+            seconds = self.settings.timeout + self.settings.grace
+            taken = asyncio.ensure_future(self.store.acquire(name, self._owner, time.time(), seconds))
+            shared = self._leases[name] = _Shared(taken)
+        elif not share:
+            raise _in_flight()
+        shared.users += 1
+        lease = None
+        try:
+            lease = await asyncio.shield(shared.taken)
+            if lease is None:
+                raise _in_flight()
+            yield
+        finally:
+            shared.users -= 1
+            if shared.users == 0:
+                del self._leases[name]
+                if lease is not None:
+                    await asyncio.shield(self.store.release(lease))
+
+    async def open(self) -> None:
+        """Everything that needs the event loop. Raises ConfigError, StoreError."""
+        await self.relays.open()
+        self.ready = True
+
+    async def close(self) -> None:
+        self.ready = False
+        await self.relays.close()
+        await self.allowances.close()
+        await self.store.close()
+
+
+def _headers(result: Result) -> dict[str, str]:
+    found = {
+        "request-id": result.request_id,
+        "source": result.source,
+        "version": result.version,
+        "confidence": None if result.confidence is None else f"{result.confidence:.6f}",
+        "phase": result.decision.phase,
+        "cost-usd": f"{result.cost / 1e6:.6f}",
+    }
+    return {f"{HEADER}{name}": value for name, value in found.items() if value is not None}
+
+
+def _in_flight() -> Refusal:
+    message = "the first request with this idempotency key is not answered yet"
+    return Refusal(409, "idempotency_in_flight", message, param="idempotency-key", wait=1.0, retryable=True)
+
+
+def _reused() -> Refusal:
+    message = "the idempotency key was used before, with another body"
+    return Refusal(422, "idempotency_key_reused", message, param="idempotency-key", hint="use a fresh key")

@@ -1,0 +1,148 @@
+"""A request's body: read within its limits, as JSON and nothing else, into the model that the operation takes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from typing import Any, NoReturn
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+
+from apprentice import schemas
+from apprentice.gateway import Settings
+from apprentice.gateway.refusals import Refusal
+from apprentice.types import Json
+
+_DEEPEST = schemas.MAX_DEPTH + 16  # of a body: a value may be as deep as a task's, and stands within something
+_MOST_PARTS = 100_000  # arrays and objects: each takes memory a hundred times its two bytes
+_DRAINED = 16  # times the limit that is read and thrown away, so that a client hears why it is refused
+
+
+async def read[B: BaseModel](request: Request, kind: type[B], settings: Settings) -> B:
+    """The body as that model. Raises Refusal: 408, 413, 415, and 400 that names the field."""
+    sort, _, parameters = request.headers.get("content-type", "").partition(";")
+    if sort.strip().lower() != "application/json" or _charset(parameters) not in ("", "utf-8"):
+        raise Refusal(415, "unsupported_media_type", "the body should be application/json in UTF-8")
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise Refusal(415, "unsupported_encoding", "the body should not be compressed")
+    try:
+        async with asyncio.timeout(settings.patience):
+            raw = await _bytes(request, settings.max_body)
+    except TimeoutError:
+        raise Refusal(
+            408,
+            "too_slow",
+            f"the body did not arrive within {settings.patience:g} seconds",
+            headers={"connection": "close"},
+        ) from None
+    except ClientDisconnect:
+        raise Refusal(400, "disconnected", "the client went away before its request was complete") from None
+    return valid(parsed(raw), kind)
+
+
+async def _bytes(request: Request, limit: int) -> bytes:
+    told = request.headers.get("content-length", "0")
+    too_large = int(told) > limit if told.isascii() and told.isdigit() else False
+    body, size = bytearray(), 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        too_large = too_large or size > limit
+        if too_large:
+            body.clear()
+            if size > _DRAINED * limit:
+                break
+        else:
+            body += chunk
+    if too_large:
+        close = {"connection": "close"} if size > _DRAINED * limit else {}
+        raise Refusal(413, "too_large", f"the body is larger than {limit:,} bytes", headers=close)
+    return bytes(body)
+
+
+def _charset(parameters: str) -> str:
+    name, _, value = parameters.strip().lower().partition("=")
+    return value.strip('"') if name == "charset" else ""
+
+
+def parsed(raw: bytes) -> Json:
+    """The JSON value in the bytes; what JSON or UTF-8 does not know, and what no honest client writes, is a Refusal.
+
+    >>> parsed(b'{"a": 1}')
+    {'a': 1}
+    """
+    if raw.count(b"[") + raw.count(b"{") > _MOST_PARTS:
+        raise Refusal(413, "too_many_parts", f"the body has more than {_MOST_PARTS:,} arrays and objects")
+    try:
+        # Decoded here, because json.loads would take UTF-16 as well.
+        value = json.loads(
+            raw.decode(), object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite, parse_int=_short
+        )
+    except (ValueError, RecursionError) as error:
+        problem = str(error) if isinstance(error, _NotAllowed) else "it is not JSON in UTF-8"
+        raise Refusal(400, "invalid_json", f"the body cannot be used: {problem}") from None
+    if _depth(value) > _DEEPEST:
+        raise Refusal(400, "invalid_json", f"the body cannot be used: it is nested more than {_DEEPEST} deep")
+    return value
+
+
+class _NotAllowed(ValueError):
+    """What JSON allows, or nearly, and what is refused all the same."""
+
+
+def _once(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _NotAllowed("a key is there twice")
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise _NotAllowed(f"{name} is no number that JSON has")
+
+
+def _finite(digits: str) -> float:
+    if math.isinf(number := float(digits)):
+        raise _NotAllowed("a number is too large")
+    return number
+
+
+def _short(digits: str) -> int:
+    if len(digits) > 300:
+        raise _NotAllowed("a number is too large")
+    return int(digits)
+
+
+def _depth(value: Json) -> int:
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        depth += 1
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+    return depth
+
+
+def valid[B: BaseModel](value: Json, kind: type[B]) -> B:
+    """The value as that model. Raises Refusal that names the first field that is wrong."""
+    try:
+        return kind.model_validate(value, strict=True)
+    except ValidationError as error:
+        # Of the members of a union, the one that the value fits best is wrong in the deepest place.
+        first = max(error.errors(include_url=False), key=lambda found: len(found["loc"]))
+        at = schemas.path(tuple(_fields(first["loc"])))
+        told = schemas.message(first)
+        if first["type"] == "extra_forbidden":
+            told += schemas.did_you_mean(str(first["loc"][-1]), kind.model_fields)
+        raise Refusal(400, "invalid_request", schemas.said(at or "body", told), param=at or None) from None
+
+
+def _fields(place: tuple[Any, ...]) -> list[str | int]:
+    """The place without the names of types, which pydantic puts in for the members of a union."""
+    return [
+        part
+        for part in place
+        if isinstance(part, int) or (part.isidentifier() and part.islower() and part not in _TYPES)
+    ]
+
+
+_TYPES = frozenset({"str", "int", "float", "bool", "list", "dict", "none"})

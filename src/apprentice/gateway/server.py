@@ -1,0 +1,167 @@
+"""Runs the gateway: one process or several on one socket and one store, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import secrets
+import socket
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from pydantic import BaseModel
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.supervisors import Multiprocess
+
+from apprentice.config import Config, load
+from apprentice.errors import ConfigError
+from apprentice.gateway import Settings
+from apprentice.gateway.app import build
+from apprentice.gateway.door import Door
+
+_VARIABLE = "APPRENTICE_GATEWAY"  # how a worker process learns what it serves, and with what it signs sessions
+
+
+class Served(BaseModel):
+    """What a worker process is told."""
+
+    config: Path
+    settings: Settings
+    sessions: str
+    log: bool
+
+
+class Patient(H11Protocol):
+    """uvicorn's HTTP/1.1, which waits for the head of a request only so long, and makes room where idle clients sit."""
+
+    patience = Settings().patience
+    most = Settings().connections
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.most:
+            idle = next((one for one in self.connections if one is not self and _is_idle(one)), None)
+            (transport if idle is None else idle.transport).close()
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not _is_idle(self):
+            self._stop()
+        elif self._late is None:
+            self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        self._late = self.loop.call_later(self.patience, self._give_up)
+
+    def _stop(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _give_up(self) -> None:
+        self._late = None
+        if _is_idle(self) and not self.transport.is_closing():
+            self.transport.close()
+
+
+def _is_idle(connection: Any) -> bool:
+    """No request of it is being answered; half a head may have come."""
+    return connection.cycle is None or connection.cycle.response_complete
+
+
+class Server(uvicorn.Server):
+    """uvicorn, whose application refuses what comes after the signal to stop."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if isinstance(door := self.config.loaded_app, Door):
+            door.closing = True
+        super().handle_exit(sig, frame)
+
+
+def server(app: Door | str, settings: Settings, *, workers: int = 1) -> Server:
+    """A server of the application; its `run` or `serve` ends by SIGTERM or `should_exit`, after what is in flight."""
+    protocol = type("Protocol", (Patient,), {"patience": settings.patience, "most": settings.connections})
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        workers=workers,
+        factory=isinstance(app, str),
+        loop="asyncio",
+        http=protocol if not isinstance(app, str) else Patient,
+        ws="none",
+        lifespan="on",
+        interface="asgi3",
+        log_level="critical",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=max(1, int(settings.patience)),
+        timeout_graceful_shutdown=int(settings.grace),
+        timeout_worker_healthcheck=60,  # on a busy machine a worker takes seconds to begin, and is not to be replaced for it
+    )
+    return Server(config)
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The socket, before any worker is started. Raises ConfigError when the address cannot be used."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    opened = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind((settings.host, settings.port))
+        opened.listen(2_048)
+    except OSError as error:
+        opened.close()
+        raise ConfigError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}", hint="another --port or --host"
+        ) from error
+    opened.set_inheritable(True)
+    return opened
+
+
+def serve(config: Config, settings: Settings, *, source: Path, workers: int = 1, log: bool = False) -> None:
+    """Serve until SIGTERM or SIGINT. `source`: the configuration's file, which each worker reads.
+
+    Raises ConfigError and StoreError before anything is served.
+    """
+    asyncio.run(_opens(config, settings))
+    with listen(settings) as opened:
+        if workers == 1:
+            _calm()
+            server(build(config, settings, log=log), settings).run(sockets=[opened])
+            return
+        told = Served(config=source.absolute(), settings=settings, sessions=secrets.token_urlsafe(32), log=log)
+        os.environ[_VARIABLE] = told.model_dump_json()
+        running = server(f"{__name__}:from_environment", settings, workers=workers)
+        Multiprocess(running.config, sockets=[opened]).run()
+
+
+async def _opens(config: Config, settings: Settings) -> None:
+    """Open and close it once: what is wrong is raised here, and not in worker processes again and again."""
+    inside = build(config, settings).inside
+    async with inside.router.lifespan_context(inside):
+        pass
+
+
+def from_environment() -> Door:
+    """The application of a worker process."""
+    told = Served.model_validate_json(os.environ[_VARIABLE])
+    Patient.patience, Patient.most = told.settings.patience, told.settings.connections
+    _calm()
+    return build(load(told.config), told.settings, sessions=told.sessions, log=told.log)
+
+
+def _calm() -> None:
+    """Fewer, shorter pauses: what is loaded at the start stays, and most objects of a request die young."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)

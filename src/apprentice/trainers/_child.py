@@ -1,0 +1,107 @@
+"""What the children that train have in common. They run this file by its path: they import nothing of ours.
+
+A child may have an environment of its own, which has a fine-tuning library and not us (see _training.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import runpy
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_KEPT = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def base_folder(folder: Path, told: Mapping[str, Any]) -> str:
+    """Where the base is, as safetensors: a GGUF file is written as such once. With torch and transformers."""
+    import transformers
+
+    if not told["base"].endswith(".gguf"):
+        return str(told["base"])
+    target = folder / "base"
+    if not target.is_dir():
+        path = Path(told["base"])
+        at = {"gguf_file": path.name, "local_files_only": True}
+        model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, dtype=dtype_of(told), **at)
+        model.hf_quantizer, model.is_quantized = None, False  # it is no longer
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        draft = folder / ".base"
+        shutil.rmtree(draft, ignore_errors=True)
+        model.to(dtype_of(told)).save_pretrained(draft)
+        transformers.AutoTokenizer.from_pretrained(path.parent, **at).save_pretrained(draft)
+        sync(draft)
+        draft.rename(target)
+    return str(target)
+
+
+def dtype_of(told: Mapping[str, Any]) -> Any:
+    """The numbers that a base is held in."""
+    import torch
+
+    if told["dtype"] == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return getattr(torch, told["dtype"])
+
+
+def in_four_bits(base: str, told: Mapping[str, Any]) -> bool:
+    """Whether the base is held in 4 bits: as asked for, or because it would fill most of the GPU otherwise."""
+    import torch
+
+    if told["quantise"] != "auto":
+        return bool(told["quantise"] == "4bit")
+    if not torch.cuda.is_available() or not Path(base).is_dir():
+        return False
+    size = sum(path.stat().st_size for path in Path(base).glob("*.safetensors"))
+    return bool(size > 0.6 * torch.cuda.get_device_properties(0).total_memory)
+
+
+def config_of(base: str) -> dict[str, Any]:
+    """What the base's config.json says."""
+    if Path(base).is_dir():
+        return dict(json.loads((Path(base) / "config.json").read_bytes()))
+    import transformers
+
+    return dict(transformers.AutoConfig.from_pretrained(base, local_files_only=True).to_dict())
+
+
+def append(path: Path, line: Mapping[str, Any]) -> None:
+    """One more line of progress."""
+    half = path.exists() and not path.read_bytes().endswith(b"\n")  # the one before us was killed in the middle
+    with path.open("ab") as file:
+        file.write(b"\n" * half + json.dumps(line).encode() + b"\n")
+
+
+def leave(folder: Path, told: Mapping[str, Any], config: Mapping[str, Any], outcome: Mapping[str, Any]) -> None:
+    """Publish the adapter in FOLDER/.result, as PEFT has it, and beside it as GGUF. `config`: of the base."""
+    draft = folder / ".result"
+    for path in draft.iterdir():
+        if path.name not in _KEPT:
+            path.unlink() if path.is_file() else shutil.rmtree(path)
+    about = json.loads((draft / "adapter_config.json").read_bytes())
+    about |= {"base_model_name_or_path": told["base"], "target_modules": sorted(about["target_modules"])}
+    (draft / "adapter_config.json").write_text(json.dumps(about, indent=1, sort_keys=True))
+    write = runpy.run_path(str(Path(__file__).with_name("_adapters.py")))["lora_to_gguf"]
+    write(draft, config, draft / "adapter.gguf")
+    (draft / "outcome.json").write_text(json.dumps(outcome))
+    sync(draft)
+    peak = max(resource.getrusage(whose).ru_maxrss for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    told_last = {"step": outcome["steps"], "eta": 0.0, "peak_memory": peak * (1 if sys.platform == "darwin" else 1024)}
+    append(folder / "progress.jsonl", told_last)
+    draft.rename(folder / "result")
+
+
+def sync(folder: Path) -> None:
+    """What lies in the folder is on the disk."""
+    for path in [*folder.iterdir(), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

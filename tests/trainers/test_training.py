@@ -1,0 +1,429 @@
+"""Training in a child process: what the child is given, and what is left when child or worker are killed or taken over.
+
+The child is a small program (pupil.py) on a tiny model; everything around it, llama.cpp included, is real.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apprentice import jobs, plugins, process, weights
+from apprentice.calibration import SAME, calibrate, checked
+from apprentice.config import Config
+from apprentice.errors import ConfigError, MissingExtra, TrainingError
+from apprentice.purse import Purse
+from apprentice.testing.local_servers import serve_llama_cpp
+from apprentice.testing.tiny import write_tiny
+from apprentice.testing.trainers import TASK, examples
+from apprentice.trainers import _training
+from apprentice.trainers._training import Recipe, Trained
+from apprentice.types import Checkpoint, Example, Json, Store
+
+PUPIL = Path(__file__).with_name("pupil.py")
+SERVING = {"threads": 1, "context": 512, "max_tokens": 24}
+LAST = 12
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("base") / "tiny.gguf")
+
+
+def pupil(base: Path, **changes: Json) -> Trained:
+    settings = {"steps": LAST, "effect": 1.0, "fail_at": None, "halt_at": None} | changes
+
+    def command(folder: Path) -> Sequence[str]:
+        return [sys.executable, str(PUPIL), str(folder)]
+
+    return Trained(Recipe("pupil", str(base), base, settings, command, serving=SERVING))
+
+
+def folder_of(into: Path) -> Path:
+    """The folder of the one job that there is."""
+    [found] = (into / ".training").iterdir()
+    return found
+
+
+def files(checkpoint: Checkpoint) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in checkpoint.path.iterdir()}
+
+
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came to that"
+        time.sleep(0.01)
+
+
+def steps(into: Path) -> list[int]:
+    told = [path.read_text().splitlines() for path in into.glob(".training/*/progress.jsonl")]
+    return [json.loads(line)["step"] for lines in told for line in lines]
+
+
+class Halted:
+    """A training in a thread, whose child waits at step 8, after its checkpoint of step 5."""
+
+    def __init__(self, base: Path, into: Path, token: int = 0, rows: list[Example] | None = None) -> None:
+        self.trainer, self.into = pupil(base, halt_at=8), into
+        self.trainer.lead(token)
+        self._pool = ThreadPoolExecutor(1)
+        rows = examples() if rows is None else rows
+        self.made: Future[Checkpoint] = self._pool.submit(
+            self.trainer.train, TASK, rows, into=into, seed=0, licence={"rows": 72}
+        )
+
+    def __enter__(self) -> Halted:
+        until(lambda: any(self.into.glob(".training/*/row.json")) or self.made.done())
+        (folder_of(self.into) / "halt").touch()
+        until(lambda: steps(self.into)[-1:] == [7] or self.made.done())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.go_on()
+        self.trainer.stop()
+        self._pool.shutdown()
+
+    def go_on(self) -> None:
+        (folder_of(self.into) / "halt").unlink(missing_ok=True)
+
+
+# --- what a job is -----------------------------------------------------------------------------------------------------
+
+
+def test_a_job_ends_in_a_checkpoint_that_llama_cpp_serves_and_that_says_all_about_it(
+    base: Path, tmp_path: Path
+) -> None:
+    checkpoint = pupil(base).train(TASK, examples(), into=tmp_path, seed=3, licence={"rows": 72})
+    manifest = checkpoint.manifest
+    assert (manifest["kind"], manifest["file"], manifest["examples"]) == ("adapter", "adapter.gguf", 72)
+    assert manifest["licence"] == {"rows": 72}
+    assert manifest["trainer"] == {
+        "name": "pupil", "base": str(base), "seed": 3, "steps": LAST, "effect": 1.0, "fail_at": None, "halt_at": None
+    }  # fmt: skip
+    assert manifest["base"]["sha256"] == weights.digest(base).removeprefix("sha256-")
+    assert manifest["probe"][0]["output"] != manifest["probe"][0]["base"]
+    assert 0 < len(manifest["out_of_fold"]) == manifest["metrics"]["held"] < 20
+    checked(manifest["calibration"])
+
+    async def asked() -> Json:
+        model = plugins.build("models", "llama_cpp", checkpoint=str(checkpoint.path), **SERVING)
+        try:
+            await model.ready()
+            return (await model.answer(TASK, manifest["probe"][0]["input"])).output
+        finally:
+            await model.close()
+
+    assert asyncio.run(asked()) == manifest["probe"][0]["output"]
+
+
+def test_what_people_wrote_is_forgotten_when_the_job_is_done_and_its_log_is_kept(base: Path, tmp_path: Path) -> None:
+    checkpoint = pupil(base).train(TASK, examples(), into=tmp_path, seed=0)
+    left = {path.name for path in folder_of(tmp_path).iterdir()}
+    assert {"row.json", "settings.json", "log", "progress.jsonl"} <= left
+    assert left.isdisjoint({"train.jsonl", "held.jsonl", "rows.json", "checkpoints", "result"})
+    assert pupil(base).train(TASK, examples()[::-1], into=tmp_path, seed=0) == checkpoint
+    assert steps(tmp_path) == list(range(1, LAST + 1))  # it was not trained again
+
+
+def test_a_checkpoint_that_was_deleted_is_trained_again_and_is_the_same(base: Path, tmp_path: Path) -> None:
+    first = pupil(base).train(TASK, examples(), into=tmp_path, seed=0)
+    before = files(first)
+    for path in first.path.iterdir():
+        path.unlink()
+    first.path.rmdir()
+    assert files(pupil(base).train(TASK, examples(), into=tmp_path, seed=0)) == before
+
+
+async def test_it_is_taught_the_very_messages_that_a_server_is_asked(base: Path, tmp_path: Path) -> None:
+    rows = examples(12)
+    task = TASK.model_copy(
+        update={"instructions": "Be brief.", "examples": ({"input": {"text": "an axe"}, "output": {"kind": "tool"}},)}
+    )
+    trainer = pupil(base, fail_at=1)
+    with pytest.raises(TrainingError, match="the pupil gives up"):
+        await asyncio.to_thread(trainer.train, task, rows, into=tmp_path, seed=0)
+    lines = [(folder_of(tmp_path) / name).read_text().splitlines() for name in ("train.jsonl", "held.jsonl")]
+    taught = [json.loads(line) for part in lines for line in part]
+    assert len(taught) == 12
+    async with serve_llama_cpp(lambda _: {"kind": "tool"}) as server:
+        model = plugins.build("models", "llama_cpp", base_url=server.url)
+        await model.ready()
+        for row in rows:
+            await model.answer(task, row.input)
+        await model.close()
+        asked = [question["messages"] for question in server.questions()]
+    assert sorted(map(json.dumps, asked)) == sorted(json.dumps(line["prompt"]) for line in taught)
+    assert {line["completion"][0]["content"] for line in taught} == {'{"kind":"fruit"}', '{"kind":"animal"}'}
+
+
+def test_the_child_gets_paths_and_no_key_and_is_told_to_stay_offline(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_PROVIDER"):
+        monkeypatch.setenv(name, "CANARY")
+    told = pupil(base).train(TASK, examples(), into=tmp_path, seed=0).manifest["outcome"]
+    known = set(process.environment({})) | set(_training._DEVICES) | set(_training._OFFLINE) | {"LC_CTYPE"}
+    assert set(told["environment"]) <= known
+    assert told["offline"] == "1"
+    kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"CANARY" not in kept
+
+
+def test_a_variable_is_passed_on_only_where_the_operator_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKER_KEY", "abc")
+    assert _training.passed(["TRACKER_KEY"], "pupil") == {"TRACKER_KEY": "abc"}
+    monkeypatch.delenv("TRACKER_KEY")
+    with pytest.raises(ConfigError, match="TRACKER_KEY is not set"):
+        _training.passed(["TRACKER_KEY"], "pupil")
+
+
+def test_an_adapter_that_changes_no_answer_is_no_version(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="as its base does"):
+        pupil(base, effect=0.0).train(TASK, examples(), into=tmp_path, seed=0)
+    assert not list(tmp_path.glob("sha256-*"))
+
+
+def test_nothing_to_learn_from_and_a_base_that_is_missing_are_said_before_anything_is_started(
+    base: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError, match="no examples"):
+        pupil(base).train(TASK, [], into=tmp_path, seed=0)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match="no file"):
+        pupil(tmp_path / "missing.gguf")
+
+
+def test_the_interpreter_is_asked_what_it_has() -> None:
+    assert _training.interpreter(None, ["json"], extra="train", trainer="t") == sys.executable
+    assert _training.interpreter(sys.executable, ["json"], extra="train", trainer="t") == sys.executable
+    for python in (None, sys.executable):
+        with pytest.raises(MissingExtra) as raised:
+            _training.interpreter(python, ["json", "no_such_package"], extra="train", trainer="t")
+        assert raised.value.hint == "pip install 'apprentice[train]'"
+    with pytest.raises(ConfigError, match="no program"):
+        _training.interpreter("no-such-python", ["json"], extra="train", trainer="t")
+
+
+# --- killed, stopped, taken over ----------------------------------------------------------------------------------------
+
+
+def test_a_child_that_fails_says_why_and_the_next_goes_on_from_its_checkpoint(base: Path, tmp_path: Path) -> None:
+    calm = pupil(base, halt_at=8).train(TASK, examples(), into=tmp_path / "calm", seed=0)
+    with Halted(base, tmp_path / "rough") as halted:
+        [child] = [one.pid for one in process.running() if str(tmp_path / "rough") in " ".join(one.argv)]
+        os.kill(child, signal.SIGKILL)
+        with pytest.raises(TrainingError, match="SIGKILL"):
+            halted.made.result(60)
+    [row] = pupil(base, halt_at=8).progress(tmp_path / "rough")
+    assert (row.step, row.steps) == (7, LAST)
+    again = pupil(base, halt_at=8).train(TASK, examples(), into=tmp_path / "rough", seed=0, licence={"rows": 72})
+    assert steps(tmp_path / "rough") == [1, 2, 3, 4, 5, 6, 7, 6, 7, 8, 9, 10, 11, 12]
+    assert _weights(files(again)) == _weights(files(calm))
+
+
+WORKER = """
+import sys
+from pathlib import Path
+from apprentice.testing.trainers import TASK, examples
+from tests.trainers.test_training import pupil
+pupil(Path(sys.argv[1]), halt_at=8).train(TASK, examples(), into=Path(sys.argv[2]), seed=0)
+"""
+
+
+def test_a_killed_worker_leaves_no_child_and_the_next_one_comes_to_the_same_checkpoint(
+    base: Path, tmp_path: Path
+) -> None:
+    calm = pupil(base, halt_at=8).train(TASK, examples(), into=tmp_path / "calm", seed=0)
+    into = tmp_path / "rough"
+    root = Path(__file__).parents[2]
+    with subprocess.Popen([sys.executable, "-c", WORKER, str(base), str(into)], cwd=root) as worker:
+        until(lambda: any(into.glob(".training/*/row.json")))
+        (folder_of(into) / "halt").touch()
+        until(lambda: steps(into)[-1:] == [7])
+        worker.kill()
+    (folder_of(into) / "halt").unlink()
+    until(lambda: not [one for one in process.running() if str(into) in " ".join(one.argv)])
+    assert not (folder_of(into) / "result").exists()
+    again = pupil(base, halt_at=8).train(TASK, examples(), into=into, seed=0)
+    assert again.id == calm.id
+    assert files(again) == files(calm)
+    assert steps(into) == [1, 2, 3, 4, 5, 6, 7, 6, 7, 8, 9, 10, 11, 12]
+
+
+def test_an_older_token_never_publishes_over_a_newer_one(base: Path, tmp_path: Path) -> None:
+    with Halted(base, tmp_path, token=1) as older, ThreadPoolExecutor(1) as pool:
+        newer = pupil(base, halt_at=8)
+        newer.lead(2)
+        made = pool.submit(newer.train, TASK, examples(), into=tmp_path, seed=0)
+        with pytest.raises(TrainingError, match="another worker has taken over"):
+            older.made.result(60)
+        assert not list(tmp_path.glob("sha256-*"))
+        older.go_on()
+        assert made.result(60).path.is_dir()
+    late = pupil(base, halt_at=8)
+    late.lead(1)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("sha256-*/*")}
+    assert late.train(TASK, examples(), into=tmp_path, seed=0) == made.result()  # it is there: nothing is written
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("sha256-*/*")} == before
+    with pytest.raises(TrainingError, match="another worker has taken over"):
+        _led_by(tmp_path, 1)
+
+
+def _led_by(into: Path, token: int) -> None:
+    folder = folder_of(into)
+    row = _training._row(folder)
+    assert row is not None
+    _training._Job(folder, row).led(token)
+
+
+def test_two_children_never_work_in_one_folder(base: Path, tmp_path: Path) -> None:
+    """The second waits for as long as the first one lives."""
+    with Halted(base, tmp_path, token=1) as older:
+        folder = folder_of(tmp_path)
+        row = _training._row(folder)
+        assert row is not None
+        turn = [sys.executable, "-I", "-S", str(Path(_training.__file__).with_name("_turn.py")), str(folder)]
+        second = [*turn, str(row.token), sys.executable, "-c", "raise SystemExit(7)"]
+        with subprocess.Popen(second) as waiting:
+            with pytest.raises(subprocess.TimeoutExpired):
+                waiting.wait(0.5)
+            older.go_on()
+            # It finds the result, or, where that was taken already, that nobody is at work.
+            assert waiting.wait(60) in (0, 7)
+            assert older.made.result(60).path.is_dir()
+
+
+def test_a_child_of_an_older_token_does_not_begin(base: Path, tmp_path: Path) -> None:
+    with Halted(base, tmp_path, token=5):
+        folder = folder_of(tmp_path)
+        _led_by(tmp_path, 6)
+    turn = [sys.executable, "-I", "-S", str(Path(_training.__file__).with_name("_turn.py")), str(folder)]
+    ended = subprocess.run(
+        [*turn, "5", sys.executable, "-c", "raise SystemExit(7)"], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr.strip()) == (1, "another worker has taken over this job")
+
+
+def test_a_training_that_is_stopped_ends_its_child_and_is_gone_on_with(base: Path, tmp_path: Path) -> None:
+    with Halted(base, tmp_path) as halted:
+        halted.trainer.stop()
+        with pytest.raises(TrainingError, match="waited for no longer"):
+            halted.made.result(60)
+        assert not [one for one in process.running() if str(tmp_path) in " ".join(one.argv)]
+    assert pupil(base, halt_at=8).train(TASK, examples(), into=tmp_path, seed=0).path.is_dir()
+    assert steps(tmp_path)[7:9] == [6, 7]
+
+
+def test_a_job_that_was_interrupted_is_finished_although_more_was_recorded_since(base: Path, tmp_path: Path) -> None:
+    with Halted(base, tmp_path) as halted:
+        halted.trainer.stop()
+        with pytest.raises(TrainingError):
+            halted.made.result(60)
+    checkpoint = pupil(base, halt_at=8).train(TASK, examples(80), into=tmp_path, seed=0, licence={"rows": 80})
+    assert (checkpoint.manifest["examples"], checkpoint.manifest["licence"]) == (72, {"rows": 72})
+    assert 1 not in steps(tmp_path)[1:]
+
+
+def test_a_job_is_dropped_when_one_of_its_rows_may_no_longer_train(base: Path, tmp_path: Path) -> None:
+    with Halted(base, tmp_path) as halted:
+        before = folder_of(tmp_path)
+        halted.trainer.stop()
+        with pytest.raises(TrainingError):
+            halted.made.result(60)
+    checkpoint = pupil(base, halt_at=8).train(TASK, examples(72)[1:], into=tmp_path, seed=0, licence={"rows": 71})
+    assert (checkpoint.manifest["examples"], checkpoint.manifest["licence"]) == (71, {"rows": 71})
+    assert not before.exists()
+
+
+def test_weights_become_repetition_and_a_persons_word_replaces_a_models(base: Path, tmp_path: Path) -> None:
+    heavy = [row.model_copy(update={"weight": 3.0, "target": {"kind": "tool"}}) for row in examples(6)]
+    with pytest.raises(TrainingError, match="gives up"):
+        pupil(base, fail_at=1).train(TASK, [*examples(12), *heavy], into=tmp_path, seed=0)
+    folder = folder_of(tmp_path)
+    lines = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    held = [json.loads(line) for line in (folder / "held.jsonl").read_text().splitlines()]
+    counts: dict[str, int] = {}
+    for line in lines:
+        key = line["prompt"][-1]["content"] + line["completion"][0]["content"]
+        counts[key] = counts.get(key, 0) + 1
+    assert {count for key, count in counts.items() if "tool" in key} == {3}
+    assert {count for key, count in counts.items() if "tool" not in key} == {1}
+    assert len(counts) + len(held) == 12
+    shown = {line["prompt"][-1]["content"] for line in lines}
+    assert shown.isdisjoint(line["prompt"][-1]["content"] for line in held)
+
+
+# --- led by a cycle -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_cycle_leads_under_its_lease_and_stops_the_child_when_it_is_cancelled(
+    configured: Callable[..., Config], base: Path, tmp_path: Path
+) -> None:
+    config, into = configured(), tmp_path / "models"
+    store: Store = plugins.build("stores", "sqlite", path=config.store.path)
+    for _ in range(3):
+        lease = await store.acquire("learn/sort", "tests", time.time(), 60.0)
+        assert lease is not None
+        await store.release(lease)
+    lease = await store.acquire("learn/sort", "tests", time.time(), 60.0)
+    assert lease is not None
+
+    def begin() -> asyncio.Task[Checkpoint]:
+        return asyncio.create_task(
+            jobs.train(
+                config.tasks[0], pupil(base, halt_at=8), examples(), into=into, seed=0, licence={}, lease=lease,
+                store=store, purse=Purse(config, store, clock=time.time),
+            )
+        )  # fmt: skip
+
+    cycle = begin()
+    await asyncio.to_thread(until, lambda: any(into.glob(".training/*/row.json")))
+    (folder_of(into) / "halt").touch()
+    await asyncio.to_thread(until, lambda: steps(into)[-1:] == [7])
+    assert json.loads((folder_of(into) / "row.json").read_bytes())["token"] == lease.token > 0
+    cycle.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cycle
+    assert not [one for one in process.running() if str(into) in " ".join(one.argv)]
+    (folder_of(into) / "halt").unlink()
+    assert (await begin()).path.is_dir()
+    await store.close()
+
+
+# --- calibration --------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.sampled_from([0.0, 1.0])), max_size=60))
+def test_a_table_always_rises_and_is_never_certain(pairs: list[tuple[float, float]]) -> None:
+    table = checked(_training.platt(pairs))
+    if pairs:
+        assert 0 < table[0][1] < table[-1][1] < 1
+    else:
+        assert table == SAME
+
+
+def test_a_table_says_how_often_such_answers_were_right() -> None:
+    sure = [(0.9, float(number % 4 > 0)) for number in range(400)]
+    unsure = [(0.3, float(number % 5 == 0)) for number in range(400)]
+    table = _training.platt([*sure, *unsure])
+    assert math.isclose(calibrate(table, 0.9), 0.75, abs_tol=0.05)
+    assert math.isclose(calibrate(table, 0.3), 0.2, abs_tol=0.05)
+
+
+def _weights(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: content for name, content in found.items() if name != "manifest.json"}
