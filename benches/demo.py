@@ -38,7 +38,7 @@ def played(seed: int, requests: int | None) -> dict[str, Any]:
 
 
 def measure(options: Options) -> list[Figure]:
-    """The default seed against the bars, then the mean of the five."""
+    """The default seed, which people see, against the bars; the mean of five, whose paths differ widely, against wider ones."""
     if options.quick:
         first = played(0, 600)
         return [shown(name, first[name]) for name in SHOWN]
@@ -48,16 +48,20 @@ def measure(options: Options) -> list[Figure]:
         options.say(f"seed {seed}: " + ", ".join(f"{name} {found[name]:.3f}" for name in SHOWN))
         all_seeds.append(found)
     means = {name: fmean(found[name] for found in all_seeds) for name in SHOWN}
-    figures = []
-    for label, found in (("default seed", all_seeds[0]), ("mean of five", means)):
-        figures += [
-            at_most(f"{label}: remote share", found["remote_share"], 0.55, "share"),
-            at_most(f"{label}: remote share, last quarter", found["remote_share_last_quarter"], 0.45, "share"),
-            at_least(f"{label}: served accuracy", found["served_accuracy"], 0.81, "share"),
-            at_least(f"{label}: served agreement", found["served_agreement"], 0.85, "share"),
-            shown(f"{label}: the remote's own accuracy", found["remote_accuracy"], "share"),
-            at_most(f"{label}: wall", found["wall_s"], 120, "s"),
-        ]
+    figures: list[Figure] = []
+    first = all_seeds[0]
+    figures += [
+        at_most("default seed: remote share", first["remote_share"], 0.40, "share"),
+        at_most("default seed: remote share, last quarter", first["remote_share_last_quarter"], 0.30, "share"),
+        at_least("default seed: served accuracy", first["served_accuracy"], 0.82, "share"),
+        at_least("default seed: served agreement", first["served_agreement"], 0.85, "share"),
+        shown("default seed: the remote's own accuracy", first["remote_accuracy"], "share"),
+        at_most("default seed: wall", first["wall_s"], 120, "s"),
+        at_most("mean of five: remote share", means["remote_share"], 0.45, "share"),
+        at_most("mean of five: remote share, last quarter", means["remote_share_last_quarter"], 0.35, "share"),
+        at_least("mean of five: served accuracy", means["served_accuracy"], 0.82, "share"),
+        at_least("mean of five: served agreement", means["served_agreement"], 0.85, "share"),
+    ]
     return figures
 
 

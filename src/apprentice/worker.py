@@ -28,10 +28,10 @@ async def once(config: Config, task: str, *, force: bool = False) -> Version | N
     """The version that one cycle made, None if none was due. Raises what `learn` raises."""
     store: Store = plugins.build("stores", config.store.backend, path=config.store.path)
     try:
-        courier = _courier(config, store)
-        async with courier.at_work():
+        post = courier(config, store)
+        async with post.at_work():
             version = await learn(config, task, store, clock=time.time, owner=owner(), force=force)
-        await courier.deliver()
+        await post.deliver()
         return version
     finally:
         await store.close()
@@ -45,7 +45,7 @@ async def forever(config: Config, *, every: Seconds) -> None:
     store: Store = plugins.build("stores", config.store.backend, path=config.store.path)
     failed: dict[str, int] = {}  # by task: how many labels there were
     try:
-        async with _courier(config, store).at_work() as post:
+        async with courier(config, store).at_work() as post:
             while not post.done():  # it ends only when the store fails, and says so where it was begun
                 await collect(config, store)
                 for task in config.tasks:
@@ -69,7 +69,8 @@ async def _teach(config: Config, task: str, store: Store, failed: dict[str, int]
         await store.add_event(Event(name="TRAINING_FAILED", task=task, at=time.time(), message=said))
 
 
-def _courier(config: Config, store: Store) -> Courier:
+def courier(config: Config, store: Store) -> Courier:
+    """What brings this store's events to the configured sinks, in this process."""
     dice = Random()  # noqa: S311 - it spreads the moments of retries
     return Courier(config, store, clock=time.time, owner=owner(), dice=dice)
 

@@ -355,8 +355,12 @@ async def test_an_adapter_on_another_base_is_refused(tmp_path: Path) -> None:
 def test_settings_that_do_not_fit_are_told() -> None:
     with pytest.raises(ConfigError, match="needs `model`, `checkpoint` or `base_url`"):
         plugins.build("models", "llama_cpp")
-    for beside in ({}, {"model": "base.gguf", "base_url": "http://127.0.0.1:1"}, {"model": "a.gguf", "checkpoint": "b"}):
-        with pytest.raises(ConfigError, match="`adapter` is put on `model`|needs `model`"):
+    for beside in (
+        {},
+        {"model": "base.gguf", "base_url": "http://127.0.0.1:1"},
+        {"model": "a.gguf", "checkpoint": "b"},
+    ):
+        with pytest.raises(ConfigError, match=r"`adapter` is put on `model`|needs `model`"):
             plugins.build("models", "llama_cpp", adapter="adapter.gguf", **beside)
     with pytest.raises(ConfigError, match="no program 'no-such-server'"):
         owned(binary="no-such-server")

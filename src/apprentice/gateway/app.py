@@ -21,6 +21,7 @@ from apprentice.gateway.desk import Call, Gateway, Operation
 from apprentice.gateway.document import document
 from apprentice.gateway.door import Door, Visit, family_of, of_routing
 from apprentice.types import Store
+from apprentice.worker import courier
 
 OPERATIONS: tuple[Operation, ...] = (
     *openai.OPERATIONS,
@@ -62,7 +63,8 @@ def build(
             try:
                 await gateway.open()
                 app.state.gateway = gateway
-                yield
+                async with courier(config, store).at_work():
+                    yield
             finally:
                 gateway.ready = False
                 await door.empty()  # what is being settled needs the store
