@@ -76,7 +76,7 @@ class Settings:
     alpha: float = 0.05  # chance that a version is ever certified wrongly; also of the confidence sequence
     levels: tuple[float, ...] = (0.0, 0.05, 0.10, 0.15, 0.20, 0.30, 0.40, 0.50, 0.60, 1.0)
     half_life: float = 60.0  # audits that halve the sampling rate
-    carried: float = 180.0  # audits of its predecessor that a new version is credited with in the sampling law, at most
+    carried: float = 360.0  # audits of its predecessor that a new version is credited with in the sampling law, at most
     alarm_at: float = 500.0  # average audits between two false alarms, at least
     guard_at: float = 20.0  # the same for a tightening
     page_at: float = 100.0  # the same for coaching, emergency and anti-correlation
