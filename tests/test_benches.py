@@ -78,7 +78,7 @@ def test_a_judge_with_a_bill_of_his_own_finds_nothing_overspent() -> None:
     assert values["kills"] >= 40
     nothing = ["overspend by the judge's bill", "charged calls without a row", "calls booked below their charge"]
     assert [values[name] for name in nothing] == [0, 0, 0]
-    assert 0.3 < values["sockets: share of the cap on the bill"] < 1  # it is another bill than ours
+    assert 0.1 < values["sockets: share of the cap on the bill"] < 1  # it is another bill than ours
 
 
 @pytest.mark.parametrize(

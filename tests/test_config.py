@@ -111,7 +111,7 @@ def test_what_the_seed_lacks_to_serve_is_listed(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
     monkeypatch.setenv("OPENAI_API_KEY", "")  # set, but to nothing
     lacking = "\n".join(missing(parse(SEED)))
-    for name in ("ANTHROPIC_API_KEY", "OPENAI_API_KEY", "'unsloth'"):
+    for name in ("ANTHROPIC_API_KEY", "OPENAI_API_KEY"):
         assert name in lacking
     monkeypatch.setenv("ANTHROPIC_API_KEY", "k")
     monkeypatch.setenv("OPENAI_API_KEY", "k")

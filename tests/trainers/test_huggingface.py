@@ -151,7 +151,9 @@ def test_the_child_and_the_writer_of_adapters_import_nothing_of_ours() -> None:
 @pytest.mark.slow
 def test_it_learns_and_what_was_killed_comes_to_the_same_bytes_without_pickles(tmp_path: Path) -> None:
     calm = tiny(tmp_path).train(TASK, examples(), into=tmp_path / "calm", seed=0)
-    assert calm.manifest["metrics"]["agreement"] >= 0.5  # a model of random numbers has nothing right before it is taught
+    assert (
+        calm.manifest["metrics"]["agreement"] >= 0.5
+    )  # a model of random numbers has nothing right before it is taught
     assert calm.manifest["outcome"]["loss"][1] < 0.1 < calm.manifest["outcome"]["loss"][0]
     into = tmp_path / "rough"
     for wanted in (1, 12, 31):

@@ -70,32 +70,25 @@ def build(
     `concurrency`: how many questions the server is sent at once, `parallel` without it; the others wait here. `threads`:
     all cores without it. `flags`: more arguments for a llama-server. `confidence`: by the distance to the next best token
     (margin), by the tokens' log-probabilities, or by how many of `samples` further answers agree; over the output `fields`
-    that the evaluator compares.
-    `recheck`: seconds after which a server of somebody else's is identified again. Raises ConfigError, and
-    MissingExtra where there is no server to start.
+    that the evaluator compares. `recheck`: seconds after which a server of somebody else's is identified again.
+    Raises ConfigError, and MissingExtra where there is no server to start.
     """
     if base_url is None:
         if checkpoint is None and model is None:
             raise ConfigError("model 'llama_cpp' needs `model`, `checkpoint` or `base_url`", hint="model: base.gguf")
         binary = _server(binary, flags)
-    if adapter is not None and (model is None or checkpoint is not None or base_url is not None):
-        raise ConfigError(
-            "model 'llama_cpp': `adapter` is put on `model` by a server of ours, and is no checkpoint",
-            hint="model: base.gguf and adapter: adapter.gguf, without `checkpoint` and `base_url`",
-        )
-    concurrency = parallel if concurrency is None else concurrency
-    if min(context, parallel, concurrency, max_tokens) < 1:
+    if adapter is not None:
+        _check_alone(model, checkpoint, base_url)
+    if min(context, parallel, 1 if concurrency is None else concurrency, max_tokens) < 1:
         raise ConfigError("model 'llama_cpp': context, parallel, concurrency and max_tokens should be at least 1")
     folder = None if checkpoint is None else Path(checkpoint)
-    shown = folder.name.removeprefix("sha256-")[:12] if folder is not None else Path(model or base_url or "").stem
-    name = f"llama_cpp:{shown}"
+    name = f"llama_cpp:{_shown(folder, model or base_url or '')}"
     launch = _Launch(binary, threads or os.cpu_count() or 1, context, parallel, tuple(flags or ()))
     base, lora = (None if path is None else Path(path) for path in (model, adapter))
     speaker = _LlamaCpp(name, base, lora, launch, max_tokens)
     log = log_of(name, log_dir, folder)
-    settings = Settings(
-        fields, confidence, samples, timeout, start_timeout, recheck, port, log, concurrency=concurrency
-    )
+    room = parallel if concurrency is None else concurrency
+    settings = Settings(fields, confidence, samples, timeout, start_timeout, recheck, port, log, concurrency=room)
     return Local(
         speaker,
         settings,
@@ -104,6 +97,19 @@ def build(
         allow_internal=allow_internal,
         student=lambda: speaker.take(folder, attached=base_url is not None),
     )
+
+
+def _check_alone(model: str | None, checkpoint: str | Path | None, base_url: str | None) -> None:
+    """Raise ConfigError where an adapter has no model to be put on, or a server of ours cannot put it there."""
+    if model is None or checkpoint is not None or base_url is not None:
+        raise ConfigError(
+            "model 'llama_cpp': `adapter` is put on `model` by a server of ours, and is no checkpoint",
+            hint="model: base.gguf and adapter: adapter.gguf, without `checkpoint` and `base_url`",
+        )
+
+
+def _shown(folder: Path | None, otherwise: str) -> str:
+    return Path(otherwise).stem if folder is None else folder.name.removeprefix("sha256-")[:12]
 
 
 class _Launch(NamedTuple):
