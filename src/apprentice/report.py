@@ -31,6 +31,7 @@ from apprentice.types import (
     Phase,
     Promotion,
     Purpose,
+    Reason,
     Record,
     Seconds,
     Source,
@@ -44,6 +45,22 @@ _PAGE = 1000  # Records read at a time
 _LAG = 256  # Records that a decision may be behind the store, at most, and still be recognised
 _POINTS = 20  # points of a trajectory
 _ENOUGH = 20  # audits of a version, before its confidences are judged
+
+WHY: dict[Reason, str] = {
+    "no_local_model": "there was no local model yet",
+    "learning": "nothing is certified and both are asked",
+    "audit": "the coin came up: both were asked, to compare them",
+    "deferred": "the local model was not sure enough",
+    "certified": "at the level in force the local model answers alone",
+    "canary": "the version that is tried out answers a share of what is served alone",
+    "forced": "an operator asked for the remote",
+    "local_invalid": "the local answer did not fit the schema",
+    "local_failed": "the local model failed",
+    "remote_failed": "the remote failed, and the local model was sure enough",
+    "budget": "the caps left no room for the remote",
+    "batch": "nobody waited for it: the remote answered it in a batch",
+}
+"""What is said to people of who answered and why."""
 
 
 class Spend(Value):

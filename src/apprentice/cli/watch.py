@@ -17,6 +17,7 @@ from apprentice.config import Config
 from apprentice.dashboard import views
 from apprentice.errors import ConfigError, MissingExtra
 from apprentice.report import (
+    WHY,
     CalibrationLine,
     DayLine,
     Ending,
@@ -34,26 +35,10 @@ from apprentice.report import (
     report,
     status,
 )
-from apprentice.types import Reason, Store
+from apprentice.types import Store
 
 _DAYS = 14  # of a report that are printed; `--json` has all
 _PAIRS = {"answers": "local and remote numbers", "confidence": "confidence and score"}
-
-
-_WHY: dict[Reason, str] = {
-    "no_local_model": "there was no local model yet",
-    "learning": "nothing is certified and both are asked",
-    "audit": "the coin came up: both were asked, to compare them",
-    "deferred": "the local model was not sure enough",
-    "certified": "at the level in force the local model answers alone",
-    "canary": "the version that is tried out answers a share of what is served alone",
-    "forced": "an operator asked for the remote",
-    "local_invalid": "the local answer did not fit the schema",
-    "local_failed": "the local model failed",
-    "remote_failed": "the remote failed, and the local model was sure enough",
-    "budget": "the caps left no room for the remote",
-    "batch": "nobody waited for it: the remote answered it in a batch",
-}
 
 
 def _status(parsed: argparse.Namespace) -> int:
@@ -236,7 +221,7 @@ def _explanation_text(found: Explanation) -> str:
     parts = [
         f"Request {record.request_id} of {record.task}, {when(record.at)} (number {found.seq}): "
         + (f"the {record.served} model was served" if record.served else f"nobody answered ({record.error})")
-        + f", because {_WHY[made.reason]}.",
+        + f", because {WHY[made.reason]}.",
         f"The probability of an audit was {made.p:.1%}, fixed before the input was read"
         + ("; the coin came up." if made.audit else "; the coin did not come up."),
         f"It was asked {textwrap.shorten(json.dumps(record.input), 300)}.",

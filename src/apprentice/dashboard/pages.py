@@ -14,22 +14,9 @@ from markupsafe import Markup
 
 from apprentice.dashboard.charts import Chart, chart
 from apprentice.dashboard.views import TaskView
-from apprentice.types import Json, Micros, Reason, Seconds, Version
+from apprentice.report import WHY
+from apprentice.types import Json, Micros, Seconds, Version
 
-WHY: dict[Reason, str] = {
-    "no_local_model": "there was no local model yet",
-    "learning": "nothing is certified and both are asked",
-    "audit": "the coin came up: both were asked, to compare them",
-    "deferred": "the local model was not sure enough",
-    "certified": "at the level in force the local model answers alone",
-    "canary": "the version that is tried out answers a share of what is served alone",
-    "forced": "an operator asked for the remote",
-    "local_invalid": "the local answer did not fit the schema",
-    "local_failed": "the local model failed",
-    "remote_failed": "the remote failed, and the local model was sure enough",
-    "budget": "the caps left no room for the remote",
-    "batch": "nobody waited for it: the remote answered it in a batch",
-}
 _PHASES = {"cold_start": "cold start", "reinforcement": "reinforcement", "steady": "steady"}
 
 
