@@ -19,12 +19,11 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import SecretStr
 
-from apprentice import plugins, process, wire
+from apprentice import process, wire
 from apprentice.calibration import SAME, calibrate
 from apprentice.errors import (
     ApprenticeError,
     ConfigError,
-    MissingExtra,
     ModelError,
     ModelRejected,
     ModelUnavailable,
@@ -43,9 +42,9 @@ from apprentice.models import (
 )
 from apprentice.models._checkpoints import AGAIN, Student
 from apprentice.models._confidence import Rule, Token, confidence, tokens_of
+from apprentice.models._learned import Misfit, another_schema, anything, misfit_of
 from apprentice.types import Answer, FinishState, Json, Seconds, Task, Usage
 
-type _Misfit = Callable[[Json], str | None]
 type Stage = Literal["idle", "loading", "ready", "failed", "closed"]
 
 ALTERNATIVES = 5  # tokens told beside the one that was taken
@@ -259,7 +258,7 @@ class Local:
         self._turns = asyncio.Semaphore(settings.concurrency) if settings.concurrency else None
         self._life: asyncio.Task[None] | None = None
         self._final = False
-        self._checked: tuple[Json, _Misfit] = (None, _anything)  # the schema of the last task, and its check
+        self._checked: tuple[Json, Misfit] = (None, anything)  # the schema of the last task, and its check
 
     # --- its life
 
@@ -589,27 +588,16 @@ class Local:
         table = self._student.table if self._student is not None else SAME
         return None if raw is None else round(calibrate(table, raw), 6)
 
-    def _fits(self, task: Task) -> _Misfit:
+    def _fits(self, task: Task) -> Misfit:
         """How outputs of this task are checked. Raises ModelRejected when another schema was learned."""
         schema, misfit = self._checked
         if task.output_schema is schema:
             return misfit
         if self._student is not None and task.output_schema != self._student.task.output_schema:
-            raise ModelRejected(
-                f"{self._speaker.name} learned task {task.name!r} with another output schema",
-                hint="teach the task again: its output_schema was changed since",
-                outcome="not_sent",
-            )
-        try:
-            misfit = plugins.build("verifiers", "schema", schema=task.output_schema).problem
-        except MissingExtra:  # whoever asks checks the output as well, with what the task was configured with
-            misfit = _anything
+            raise another_schema(self._speaker.name, task)
+        misfit = misfit_of(task)
         self._checked = task.output_schema, misfit
         return misfit
-
-
-def _anything(_: Json) -> None:
-    """Fits."""
 
 
 def _is_this_machine(url: str) -> bool:

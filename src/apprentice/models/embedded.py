@@ -9,7 +9,8 @@ from pathlib import Path
 
 from apprentice import fields, heads, plugins
 from apprentice.calibration import Table, calibrate, checked
-from apprentice.errors import ConfigError, ModelRejected
+from apprentice.errors import ConfigError
+from apprentice.models._learned import another_schema
 from apprentice.types import Answer, Encoder, Json, Task
 
 
@@ -76,9 +77,5 @@ class Embedded:
         if task.output_schema is self._fitting:
             return
         if fields.plain(task.output_schema) != self._output_schema:
-            raise ModelRejected(
-                f"{self._name} learned task {task.name!r} with another output schema",
-                hint="teach the task again: its output_schema was changed since",
-                outcome="not_sent",
-            )
+            raise another_schema(self._name, task)
         self._fitting = task.output_schema

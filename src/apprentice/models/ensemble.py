@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 from apprentice import fields, heads, plugins, voting
 from apprentice.calibration import Table, calibrate, checked
-from apprentice.errors import ConfigError, MissingExtra, ModelError, ModelRejected
+from apprentice.errors import ConfigError, ModelError
+from apprentice.models._learned import another_schema, misfit_of
 from apprentice.types import Answer, Json, ManyModel, Model, Task
 
 _IN_PROCESS = "embedded"  # what answers for a member that the settings say nothing of
@@ -169,15 +170,8 @@ class Ensemble:
         if self._asked is not None and self._asked.task is task:
             return self._asked
         if fields.plain(task.output_schema) != self._parts.output_schema:
-            raise ModelRejected(
-                f"{self._name} learned task {task.name!r} with another output schema",
-                hint="teach the task again: its output_schema was changed since",
-                outcome="not_sent",
-            )
-        try:
-            misfit = plugins.build("verifiers", "schema", schema=task.output_schema).problem
-        except MissingExtra:  # whoever asks checks the output as well, with what the task was configured with
-            misfit = _anything
+            raise another_schema(self._name, task)
+        misfit = misfit_of(task)
         self._asked = _Asked(task, misfit)
         return self._asked
 
@@ -202,7 +196,3 @@ class _InProcess(Ensemble):
 
 async def _no_wait() -> None:
     """It can answer as soon as it is built."""
-
-
-def _anything(_: Json) -> None:
-    """Fits."""

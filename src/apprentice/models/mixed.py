@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from apprentice import fields, heads, plugins
-from apprentice.errors import ConfigError, MissingExtra, ModelRejected
+from apprentice.errors import ConfigError
+from apprentice.models._learned import another_schema, misfit_of
 from apprentice.types import Answer, Json, ManyModel, Model, Task
 
 
@@ -155,15 +156,8 @@ class Mixed:
             return self._asked
         parts = closed.parts
         if fields.plain(task.output_schema) != parts.output_schema:
-            raise ModelRejected(
-                f"{closed.name} learned task {task.name!r} with another output schema",
-                hint="teach the task again: its output_schema was changed since",
-                outcome="not_sent",
-            )
-        try:
-            misfit = plugins.build("verifiers", "schema", schema=task.output_schema).problem
-        except MissingExtra:  # whoever asks checks the output as well, with what the task was configured with
-            misfit = _anything
+            raise another_schema(closed.name, task)
+        misfit = misfit_of(task)
         order = fields.names(task)
         following = fields.following(task, parts.closed, parts.rest)
         self._asked = _Asked(task, fields.only(task, parts.closed), following, order, misfit)
@@ -191,7 +185,3 @@ def _generative(
             settings.setdefault(name, value)
     built: _Generative = plugins.build("models", backend, **settings)
     return built
-
-
-def _anything(_: Json) -> None:
-    """Fits."""

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from apprentice import fields
-from apprentice.errors import ConfigError, MissingExtra, ModelRejected
+from apprentice.errors import ConfigError, MissingExtra
 from apprentice.models import readable
+from apprentice.models._learned import another_schema
 from apprentice.types import Answer, Json, Task
 
 try:
@@ -121,11 +122,7 @@ class Onnx:
         if task.output_schema is self._fitting:
             return
         if fields.plain(task.output_schema) != self._output_schema:
-            raise ModelRejected(
-                f"{self._name} learned task {task.name!r} with another output schema",
-                hint="teach the task again: its output_schema was changed since",
-                outcome="not_sent",
-            )
+            raise another_schema(self._name, task)
         self._fitting = task.output_schema
 
 
