@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -143,6 +145,19 @@ async def test_a_flipped_byte_is_found_or_changes_no_amount(folder: Path, tmp_pa
         assert sum(line.cost for line in await store.spending()) == 280
         await store.close()
     assert noticed > 20
+
+
+def test_a_flipped_byte_in_the_schema_is_found(folder: Path, tmp_path: Path) -> None:  # F40
+    sound = db(folder).read_bytes()
+    dice = random.Random(41)
+    with contextlib.closing(apsw.Connection(str(db(folder)))) as connection:
+        statements = [sql.encode() for (sql,) in connection.execute("SELECT sql FROM sqlite_schema WHERE sql != ''")]
+    letters = [(sql, match.start()) for sql in statements for match in re.finditer(rb"\w", sql)]
+    for turn, (sql, place) in enumerate(dice.sample(letters, 100)):
+        damaged = sql[:place] + bytes([sql[place] ^ 1 << dice.randrange(8)]) + sql[place + 1 :]
+        path = tmp_path / f"{turn}.db"
+        path.write_bytes(sound.replace(sql, damaged))
+        assert [finding.state for finding in doctor.inside(path)] == ["problem"], damaged
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ from apprentice.stores import (
     MIGRATIONS,
     Amount,
     check_sqlite,
+    migrate,
     read_amount,
     read_entry,
 )
@@ -427,7 +428,7 @@ def inside(path: Path) -> list[Finding]:
                 message = f"{path} has schema {version}, this apprentice knows {len(MIGRATIONS)}: it will not open it"
                 return [Finding(subject="store", state="problem", message=message, fix="upgrade apprentice")]
             wrong = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(5)") if row[0] != "ok"]
-            wrong = wrong or _unbalanced(connection)
+            wrong = wrong or _altered(connection, version) or _unbalanced(connection)
     except apsw.BusyError:
         message, fix = f"{path}: another process held it for 5 seconds", "look which one: `lsof`"
         return [Finding(subject="store", state="warning", message=message, fix=fix)]
@@ -439,6 +440,20 @@ def inside(path: Path) -> list[Finding]:
     later = "" if version == len(MIGRATIONS) else f" of {len(MIGRATIONS)}, brought up to date when it is opened next"
     message = f"{path}: whole, {_bytes(path.stat().st_size)}, schema {version}{later}; the ledger adds up"
     return [Finding(subject="store", state="ok", message=message), *_log(path)]
+
+
+def _altered(connection: apsw.Connection, version: int) -> list[str]:
+    """What of our schema is missing or not as we made it: SQLite checks no schema of a file opened for reading only."""
+    with contextlib.closing(apsw.Connection(":memory:")) as ours:
+        migrate(ours, MIGRATIONS[:version])
+        altered = _schema(ours) - _schema(connection)
+    return [f"the schema of {name.decode()!r} is not as it was made" for name, _ in sorted(altered)]
+
+
+def _schema(connection: apsw.Connection) -> set[tuple[bytes, bytes]]:
+    """The statement that makes each table, index and trigger; versions of SQLite write an altered one with other spaces."""
+    made = connection.execute("SELECT CAST(name AS BLOB), CAST(sql AS BLOB) FROM sqlite_schema WHERE sql IS NOT NULL")
+    return {(name, b" ".join(sql.split())) for name, sql in made}
 
 
 def _unbalanced(connection: apsw.Connection) -> list[str]:
