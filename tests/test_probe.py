@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import doctest
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
 from random import Random
 
@@ -116,6 +117,14 @@ class Clock:
         return self.now
 
 
+@contextlib.asynccontextmanager
+async def scene(quiet: Configured) -> AsyncIterator[tuple[Clock, Teacher, Server, Config]]:
+    """A remote that listens, and a task that asks it."""
+    teacher = Teacher()
+    async with serve_openai(teacher) as server:
+        yield Clock(), teacher, server, quiet(server.url)
+
+
 async def opened(config: Config) -> Store:
     store: Store = plugins.build("stores", "sqlite", path=config.store.path)
     return store
@@ -196,36 +205,30 @@ async def test_the_first_inputs_are_asked_again_once_a_day_and_paid_for_as_probe
 
 
 async def test_a_remote_that_changed_is_noticed_within_two_rounds_and_once(quiet: Configured) -> None:
-    clock, teacher = Clock(), Teacher()
-    async with serve_openai(teacher) as server:
-        config = quiet(server.url)
-        async with Apprentice(config, clock=clock) as app:
-            await begin(app)
-            await rounds(app, clock, 1)
-            assert await events(config, "TEACHER_CHANGED") == []
-            teacher.turned = 0.7
-            await rounds(app, clock, 2)
-            [changed] = await events(config, "TEACHER_CHANGED")
-            assert changed.key == f"TEACHER_CHANGED/{changed.evidence['round']}"
-            assert changed.evidence["value"] >= 100
-            assert f"{1 - changed.evidence['agreement']:.0%} disagree" in changed.message
-            await rounds(app, clock, 5)  # as it is now, it stays
-            assert [event.key for event in await events(config, "TEACHER_CHANGED")] == [changed.key]
-            last = (await events(config, "PROBED"))[-1].evidence
-            assert (last["agreement"], last["round"]) == (1.0, 8)
-            teacher.turned = 0.0  # changed back: that is another change
-            await rounds(app, clock, 2)
-            assert len(await events(config, "TEACHER_CHANGED")) == 2
+    async with scene(quiet) as (clock, teacher, _server, config), Apprentice(config, clock=clock) as app:
+        await begin(app)
+        await rounds(app, clock, 1)
+        assert await events(config, "TEACHER_CHANGED") == []
+        teacher.turned = 0.7
+        await rounds(app, clock, 2)
+        [changed] = await events(config, "TEACHER_CHANGED")
+        assert changed.key == f"TEACHER_CHANGED/{changed.evidence['round']}"
+        assert changed.evidence["value"] >= 100
+        assert f"{1 - changed.evidence['agreement']:.0%} disagree" in changed.message
+        await rounds(app, clock, 5)  # as it is now, it stays
+        assert [event.key for event in await events(config, "TEACHER_CHANGED")] == [changed.key]
+        last = (await events(config, "PROBED"))[-1].evidence
+        assert (last["agreement"], last["round"]) == (1.0, 8)
+        teacher.turned = 0.0  # changed back: that is another change
+        await rounds(app, clock, 2)
+        assert len(await events(config, "TEACHER_CHANGED")) == 2
 
 
 async def test_the_fresh_answers_are_kept_with_the_round_that_found_the_change(quiet: Configured) -> None:
-    clock, teacher = Clock(), Teacher()
-    async with serve_openai(teacher) as server:
-        config = quiet(server.url)
-        async with Apprentice(config, clock=clock) as app:
-            await begin(app)
-            teacher.turned = 1.0
-            await rounds(app, clock, 1)
+    async with scene(quiet) as (clock, teacher, _server, config), Apprentice(config, clock=clock) as app:
+        await begin(app)
+        teacher.turned = 1.0
+        await rounds(app, clock, 1)
     [told] = [event.evidence for event in await events(config, "PROBED")]
     store = await opened(config)
     try:
@@ -239,13 +242,10 @@ async def test_the_fresh_answers_are_kept_with_the_round_that_found_the_change(q
 
 @pytest.mark.parametrize("noise", [0.0, 0.06])
 async def test_a_remote_that_did_not_change_is_left_in_peace_for_twenty_rounds(quiet: Configured, noise: float) -> None:
-    clock, teacher = Clock(), Teacher()
-    async with serve_openai(teacher) as server:
-        config = quiet(server.url)
-        async with Apprentice(config, clock=clock) as app:
-            teacher.noise = noise
-            await begin(app)
-            await rounds(app, clock, 20)
+    async with scene(quiet) as (clock, teacher, _server, config), Apprentice(config, clock=clock) as app:
+        teacher.noise = noise
+        await begin(app)
+        await rounds(app, clock, 20)
     assert await events(config, "TEACHER_CHANGED") == []
     found = await events(config, "PROBED")
     assert [event.evidence["round"] for event in found] == list(range(1, 21))
@@ -253,37 +253,36 @@ async def test_a_remote_that_did_not_change_is_left_in_peace_for_twenty_rounds(q
 
 
 async def test_two_processes_do_not_probe_at_the_same_time_nor_one_after_the_other(quiet: Configured) -> None:
-    clock, teacher = Clock(), Teacher()
-    async with serve_openai(teacher) as server:
-        config = quiet(server.url)
-        async with Apprentice(config, clock=clock) as one, Apprentice(config, clock=clock) as two:
-            await begin(one)
-            await two.arun("sort", {"text": "look, an otter"})
-            await two.idle()
-            before = len(server.requests)
-            clock.now += DAY
-            teacher.gate = asyncio.Event()
-            await one.arun("sort", {"text": "look, a pear"})
-            await arrived(server, before + 2)  # the first probe is under way
-            await two.arun("sort", {"text": "look, a plum"})
-            await two.idle()
-            teacher.gate.set()
-            await one.idle()
-            clock.now += DAY / 20  # the second one looks again
-            await two.arun("sort", {"text": "look, a grape"})
-            await two.idle()
-            assert len(server.requests) == before + 3 + 20
-            clock.now += DAY
-            await asyncio.gather(*(app.arun("sort", {"text": "look, a melon"}) for app in (one, two)))
-            await asyncio.gather(one.idle(), two.idle())
-            assert len(server.requests) == before + 3 + 20 + 2 + 20
+    async with (
+        scene(quiet) as (clock, teacher, server, config),
+        Apprentice(config, clock=clock) as one,
+        Apprentice(config, clock=clock) as two,
+    ):
+        await begin(one)
+        await two.arun("sort", {"text": "look, an otter"})
+        await two.idle()
+        before = len(server.requests)
+        clock.now += DAY
+        teacher.gate = asyncio.Event()
+        await one.arun("sort", {"text": "look, a pear"})
+        await arrived(server, before + 2)  # the first probe is under way
+        await two.arun("sort", {"text": "look, a plum"})
+        await two.idle()
+        teacher.gate.set()
+        await one.idle()
+        clock.now += DAY / 20  # the second one looks again
+        await two.arun("sort", {"text": "look, a grape"})
+        await two.idle()
+        assert len(server.requests) == before + 3 + 20
+        clock.now += DAY
+        await asyncio.gather(*(app.arun("sort", {"text": "look, a melon"}) for app in (one, two)))
+        await asyncio.gather(one.idle(), two.idle())
+        assert len(server.requests) == before + 3 + 20 + 2 + 20
     assert [event.evidence["round"] for event in await events(config, "PROBED")] == [1, 2]
 
 
 async def test_a_restart_between_rounds_goes_on_with_the_evidence_so_far(quiet: Configured) -> None:
-    clock, teacher = Clock(), Teacher()
-    async with serve_openai(teacher) as server:
-        config = quiet(server.url)
+    async with scene(quiet) as (clock, teacher, server, config):
         async with Apprentice(config, clock=clock) as app:
             await begin(app)
             teacher.turned = 0.3
@@ -318,9 +317,7 @@ asyncio.run(main())
 
 
 async def test_a_process_that_is_killed_within_a_round_leaves_it_to_the_next_one(quiet: Configured) -> None:
-    clock, teacher = Clock(), Teacher()
-    async with serve_openai(teacher) as server:
-        config = quiet(server.url)
+    async with scene(quiet) as (clock, teacher, server, config):
         async with Apprentice(config, clock=clock) as app:
             await begin(app)
         clock.now += DAY
@@ -345,9 +342,7 @@ async def test_a_process_that_is_killed_within_a_round_leaves_it_to_the_next_one
 async def test_closing_ends_a_round_settles_what_was_sent_and_the_round_is_for_somebody_an_hour_later(
     quiet: Configured,
 ) -> None:
-    clock, teacher = Clock(), Teacher()
-    async with serve_openai(teacher) as server:
-        config = quiet(server.url)
+    async with scene(quiet) as (clock, teacher, server, config):
         async with Apprentice(config, clock=clock) as app:
             await begin(app)
             clock.now += DAY
@@ -368,9 +363,7 @@ async def test_closing_ends_a_round_settles_what_was_sent_and_the_round_is_for_s
 
 
 async def test_caps_that_leave_no_room_skip_the_round_and_it_is_said_once(quiet: Configured) -> None:
-    clock, teacher = Clock(), Teacher()
-    async with serve_openai(teacher) as server:
-        config = quiet(server.url)
+    async with scene(quiet) as (clock, _teacher, _server, config):
         async with Apprentice(config, clock=clock) as app:
             await begin(app)
             # Room for the request, and none for a probe and the request that may come next to it.
@@ -402,25 +395,22 @@ async def test_caps_that_leave_no_room_skip_the_round_and_it_is_said_once(quiet:
 
 
 async def test_a_remote_that_is_down_is_not_a_changed_one(quiet: Configured) -> None:
-    clock, teacher = Clock(), Teacher()
-    async with serve_openai(teacher) as server:
-        config = quiet(server.url)
-        async with Apprentice(config, clock=clock) as app:
-            await begin(app)
-            before = len(server.requests)
-            clock.now += DAY
-            teacher.gate = gate = asyncio.Event()
-            await app.arun("sort", {"text": "look, a pear"})
-            await arrived(server, before + 2)
-            teacher.down = True
-            gate.set()
-            await app.idle()
-            [event] = await events(config, "PROBED")
-            assert (event.evidence["n"], event.evidence["agreement"]) == (1, 1.0)
-            assert "ModelUnavailable" in event.evidence["problem"]
-            assert len(server.requests) == before + 3  # nor is it asked on
-            teacher.down = False
-            await rounds(app, clock, 1)
+    async with scene(quiet) as (clock, teacher, server, config), Apprentice(config, clock=clock) as app:
+        await begin(app)
+        before = len(server.requests)
+        clock.now += DAY
+        teacher.gate = gate = asyncio.Event()
+        await app.arun("sort", {"text": "look, a pear"})
+        await arrived(server, before + 2)
+        teacher.down = True
+        gate.set()
+        await app.idle()
+        [event] = await events(config, "PROBED")
+        assert (event.evidence["n"], event.evidence["agreement"]) == (1, 1.0)
+        assert "ModelUnavailable" in event.evidence["problem"]
+        assert len(server.requests) == before + 3  # nor is it asked on
+        teacher.down = False
+        await rounds(app, clock, 1)
     assert [event.evidence["n"] for event in await events(config, "PROBED")] == [1, 20]
     assert await events(config, "TEACHER_CHANGED") == []
 
@@ -455,9 +445,7 @@ async def test_no_prompts_is_no_probing(quiet: Configured) -> None:
 
 
 async def test_a_question_that_was_put_otherwise_is_frozen_anew_and_accuses_nobody(quiet: Configured) -> None:
-    clock, teacher = Clock(), Teacher()
-    async with serve_openai(teacher) as server:
-        config = quiet(server.url)
+    async with scene(quiet) as (clock, teacher, _server, config):
         async with Apprentice(config, clock=clock) as app:
             await begin(app)
             await rounds(app, clock, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from apprentice import fields, heads, plugins
 from apprentice.calibration import Table, calibrate, checked
 from apprentice.errors import ConfigError
-from apprentice.models._learned import another_schema
+from apprentice.models._learned import InProcess
 from apprentice.types import Answer, Encoder, Json, Task
 
 
@@ -35,7 +34,7 @@ def build(checkpoint: str | Path) -> Embedded:
     return Embedded(student, table, manifest, encoder, Path(checkpoint).resolve().name)
 
 
-class Embedded:
+class Embedded(InProcess):
     """Answers a task's inputs; several at once with `answer_many`, which is the faster for each."""
 
     def __init__(
@@ -44,17 +43,8 @@ class Embedded:
         self._student = student
         self._table = table
         self._encoder = encoder
-        self._name = f"embedded:{id.removeprefix('sha256-')[:12]}"
-        self._input_schema: dict[str, Json] = {"properties": dict.fromkeys(manifest["input_fields"])}
-        self._output_schema = manifest["output_schema"]
-        self._fitting: dict[str, Json] | None = None  # the schema that was compared last, and fits
-
-    async def answer(self, task: Task, input: Json) -> Answer:
-        """The student's answer, computed in a thread: a long text takes a tenth of a second, and others need the loop.
-
-        Raises ModelRejected when the task's output schema is not the one that the student learned.
-        """
-        return (await asyncio.to_thread(self.answer_many, task, [input]))[0]
+        name = f"embedded:{id.removeprefix('sha256-')[:12]}"
+        super().__init__(name, manifest["input_fields"], manifest["output_schema"])
 
     def answer_many(self, task: Task, inputs: Sequence[Json]) -> list[Answer]:
         """An answer an input, in order; `latency` is an even share. Raises what `answer` raises."""
@@ -69,13 +59,3 @@ class Embedded:
             Answer(output=output, model=self._name, latency=latency, confidence=round(calibrate(self._table, raw), 6))
             for output, raw in answers
         ]
-
-    async def close(self) -> None:
-        """Nothing to give back: the encoder belongs to the process."""
-
-    def _check(self, task: Task) -> None:
-        if task.output_schema is self._fitting:
-            return
-        if fields.plain(task.output_schema) != self._output_schema:
-            raise another_schema(self._name, task)
-        self._fitting = task.output_schema

@@ -8,7 +8,6 @@ Source: https://onnx.ai/onnx/operators; https://huggingface.co/docs/tokenizers.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from typing import Any
 from apprentice import fields
 from apprentice.errors import ConfigError, MissingExtra
 from apprentice.models import readable
-from apprentice.models._learned import another_schema
+from apprentice.models._learned import InProcess
 from apprentice.types import Answer, Json, Task
 
 try:
@@ -52,12 +51,11 @@ def build(checkpoint: str | Path | None = None, model: str | None = None, thread
     return Onnx(Path(folder), threads)
 
 
-class Onnx:
+class Onnx(InProcess):
     """Answers a task's inputs; several at once with `answer_many`, which spreads them over the cores."""
 
     def __init__(self, folder: Path, threads: int) -> None:
         manifest, contents, digest = _read(folder)
-        self._name = f"onnx:{digest[:12]}"
         self._threads = threads
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -67,8 +65,7 @@ class Onnx:
             self._longest = int(manifest["tokens"]["characters"])
             self._special = bool(manifest["tokens"]["special"])
             self._nothing = list(manifest["tokens"]["nothing"])  # what stands for a text without a token
-            self._input_schema: dict[str, Json] = {"properties": dict.fromkeys(manifest["input_fields"])}
-            self._output_schema = manifest["output_schema"]
+            super().__init__(f"onnx:{digest[:12]}", manifest["input_fields"], manifest["output_schema"])
             self._tokenizer = tokenizers.Tokenizer.from_buffer(contents[TOKENIZER])
             self._session = onnxruntime.InferenceSession(contents[MODEL], options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the two libraries raise plain Exception, and errors of their own
@@ -81,14 +78,6 @@ class Onnx:
             or [i.name for i in self._session.get_inputs()] != ["input_ids"]
         ):
             raise _damaged(folder, "its graph is not the one that its manifest describes")
-        self._fitting: dict[str, Json] | None = None  # the schema that was compared last, and fits
-
-    async def answer(self, task: Task, input: Json) -> Answer:
-        """The student's answer, computed in a thread: a long text takes a tenth of a second, and others need the loop.
-
-        Raises ModelRejected when the task's output schema is not the one that the student learned.
-        """
-        return (await asyncio.to_thread(self.answer_many, task, [input]))[0]
 
     def answer_many(self, task: Task, inputs: Sequence[Json]) -> list[Answer]:
         """An answer an input, in order; `latency` is an even share. Raises what `answer` raises."""
@@ -106,9 +95,6 @@ class Onnx:
             for output, confidence in said
         ]
 
-    async def close(self) -> None:
-        """Nothing to give back."""
-
     def _said(self, text: str) -> tuple[Json, float]:
         ids = self._tokenizer.encode(text, add_special_tokens=self._special).ids or self._nothing
         found = dict(zip(self._outputs, self._session.run(None, {"input_ids": np.array([ids], np.int64)}), strict=True))
@@ -117,13 +103,6 @@ class Onnx:
         if filled[0][0] is None:
             return json.loads(filled[0][1]), confidence
         return {name: json.loads(symbol) for name, symbol in filled if symbol != fields.ABSENT}, confidence
-
-    def _check(self, task: Task) -> None:
-        if task.output_schema is self._fitting:
-            return
-        if fields.plain(task.output_schema) != self._output_schema:
-            raise another_schema(self._name, task)
-        self._fitting = task.output_schema
 
 
 class _Decoded:
