@@ -139,6 +139,18 @@ async def test_a_target_beyond_what_can_be_known_leaves_the_remote(configured: C
     assert "another encoder" in [rung.remedy for rung in found.ladder]
 
 
+async def test_a_copy_of_what_was_taught_is_no_question(configured: Configured) -> None:
+    """Answers by chance cannot be learned; whoever asks for a copy of a taught row would call that knowledge."""
+    dice = Random(5)
+    words = [f"w{number}" for number in range(400)]
+    rows = []
+    for kind in dice.choices(KINDS, k=75):
+        said = dice.sample(words, 30)
+        rows += [(" ".join([*said, word]), kind) for word in dice.sample(words, 4)]
+    found = await advised(configured(text=FAST), dice.sample(rows, len(rows)))
+    assert found.points[-1].agreement.value < 0.5
+
+
 async def test_gates_state_the_target(configured: Configured) -> None:
     text = FAST.replace(
         "    evaluator: exact_match\n", '    evaluator: exact_match\n    gates: ["agreement >= 0.97"]\n'

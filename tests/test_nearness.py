@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apprentice.nearness import NEAR, alike, marks, nearest, split, texts, words
+from apprentice.nearness import NEAR, alike, groups, marks, nearest, split, texts, words
 from apprentice.promotion import fingerprint, held_out
 from apprentice.types import Json
 
@@ -95,6 +95,21 @@ def test_inputs_that_are_written_into_one_form_are_no_copies() -> None:
     assert near(inputs[300], inputs[301])
     found = sides(inputs)
     assert found.count("training") > 330 and found.count("held_out") > 15
+
+
+@given(rows)
+@settings(max_examples=200)
+def test_a_group_is_whatever_a_chain_of_near_inputs_reaches(inputs: list[str]) -> None:
+    found = groups(inputs)
+    reached = [{number} for number in range(len(inputs))]
+    for one in range(len(inputs)):
+        for other in range(one):
+            if near(inputs[one], inputs[other]):
+                both = reached[one] | reached[other]
+                for member in both:
+                    reached[member] = both
+    firsts = list(dict.fromkeys(min(members) for members in reached))
+    assert found == [firsts.index(min(members)) for members in reached]
 
 
 def test_the_words_decide_and_not_case_punctuation_or_width() -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal, NamedTuple
 
-from apprentice import learn, licence, lineage, plugins, promotion, report, voting
+from apprentice import learn, licence, lineage, nearness, plugins, promotion, report, voting
 from apprentice.config import Config, Local, TaskConfig
 from apprentice.errors import ApprenticeError, ConfigError, TrainingError
 from apprentice.request import validated
@@ -296,9 +296,15 @@ class _Measuring:
         ballots: list[voting.Ballot | None] = [None] * len(self._examples)
         scores = [0.0] * len(self._examples)
         began = time.monotonic()
-        for fold in range(_FOLDS):
-            asked = range(fold, len(self._examples), _FOLDS)
-            others = [row for place, row in enumerate(self._examples) if place % _FOLDS != fold]
+        folds = [group % _FOLDS for group in nearness.groups([row.input for row in self._examples])]
+        if len(set(folds)) < _FOLDS:
+            raise TrainingError(
+                f"the answers of task {self._task.name!r} are nearly all to one and the same input",
+                hint="a student can be measured on inputs that it was not taught: ask again when others have come",
+            )
+        for fold in range(_FOLDS):  # what is nearly the same is in one fold: nobody is asked what he was taught
+            asked = [place for place, own in enumerate(folds) if own == fold]
+            others = [row for row, own in zip(self._examples, folds, strict=True) if own != fold]
             rows = [self._examples[place] for place in asked]
             answers = await self._answers(student, into / student.name, others[: self._shown(share)], rows)
             for place, answer in zip(asked, answers, strict=True):

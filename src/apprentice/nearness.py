@@ -98,6 +98,27 @@ def split(
     return [sides[row] for row in range(len(keys))]
 
 
+def groups(inputs: Sequence[Json], near: float = NEAR) -> list[int]:
+    """A number for each input, counted from 0: the same one for inputs that are near, directly or over others in between."""
+    rows = _rarest_first(_without_form(_numbered(inputs)))
+    index = _Index(near)
+    leader: list[int] = []  # of each row the first row of its group, or one that knows it better
+
+    def first(row: int) -> int:
+        while leader[row] != row:
+            leader[row] = row = leader[leader[row]]
+        return row
+
+    for number, row in enumerate(rows):
+        leader.append(number)
+        for other in index.near(row):
+            one, two = sorted((first(other), first(number)))
+            leader[two] = one
+        index.add(row)
+    numbers: dict[int, int] = {}
+    return [numbers.setdefault(first(row), len(numbers)) for row in range(len(rows))]
+
+
 def alike(inputs: Sequence[Json], others: Iterable[Json], near: float = NEAR) -> list[bool]:
     """Whether each input, or one of its texts of WORDS words and more, is near one of the others."""
     pieces = [[value, *(text for text in texts(value) if len(words(text)) >= WORDS)] for value in inputs]
@@ -170,7 +191,7 @@ class _Index:
     """Rows, rarest first, that can be asked for one that is near another."""
 
     def __init__(self, near: float) -> None:
-        self._near = near
+        self._share = near
         self._rows: list[_Row] = []
         self._places: dict[int, dict[tuple[int, int], list[int]]] = {}  # mark -> its row's size and its place in it
 
@@ -181,20 +202,23 @@ class _Index:
 
     def has_near(self, row: _Row) -> bool:
         """Whether one is near; a row without marks is near to none."""
+        return next(self.near(row), None) is not None
+
+    def near(self, row: _Row) -> Iterator[int]:
+        """The places of those that are near, in no order."""
         size, whole = len(row), set(row)
         seen: set[int] = set()
         for place in range(self._prefix(size)):
             for (other_size, other_place), others in self._places.get(row[place], {}).items():
-                common = math.ceil((size + other_size) * self._near / (1 + self._near) - _EPSILON)
+                common = math.ceil((size + other_size) * self._share / (1 + self._share) - _EPSILON)
                 if min(size - place, other_size - other_place) < common:
                     continue  # the rest of the shorter one would not do
                 for other in others:
                     if other not in seen:
                         seen.add(other)
                         if len(whole.intersection(self._rows[other])) >= common:
-                            return True
-        return False
+                            yield other
 
     def _prefix(self, size: int) -> int:
         """How many of a row's rarest marks to look at: near rows have one of them in common."""
-        return size - math.ceil(size * self._near - _EPSILON) + 1 if size else 0
+        return size - math.ceil(size * self._share - _EPSILON) + 1 if size else 0
