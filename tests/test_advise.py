@@ -148,7 +148,7 @@ async def test_a_copy_of_what_was_taught_is_no_question(configured: Configured) 
         said = dice.sample(words, 30)
         rows += [(" ".join([*said, word]), kind) for word in dice.sample(words, 4)]
     found = await advised(configured(text=FAST), dice.sample(rows, len(rows)))
-    assert found.points[-1].agreement.value < 0.5
+    assert found.points[-1].agreement.value < 0.45
 
 
 async def test_gates_state_the_target(configured: Configured) -> None:
