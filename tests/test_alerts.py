@@ -26,10 +26,12 @@ from apprentice.config import Config, parse
 from apprentice.errors import ConfigError
 from apprentice.gateway.meters import Meters
 from apprentice.sections import EVENTS, Alerts, Command, File, Sink, Webhook
+from apprentice.testing.servers import Reply, serve_openai
 from apprentice.testing.stores import a_record
 from apprentice.types import Event, Seconds, Store
 
 from .conftest import YAML
+from .gateway.conftest import running
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 NOW: Seconds = 1_700_000_000.0
@@ -298,6 +300,15 @@ def test_a_secret_that_is_none_is_refused_without_repeating_it(secrets: list[str
     assert not any(secret in str(caught.value) for secret in secrets)
 
 
+def test_an_old_delivery_cannot_be_sent_as_a_new_one_and_two_secrets_may_overlap() -> None:  # F111
+    old, new = SECRET, "whsec_" + "B" * 40
+    during, after = (alerts.signature(secrets, "m", 1_000, b"{}").split() for secrets in ([new, old], [new]))
+    assert len(during) == 2 and set(after) < set(during)
+    assert alerts.signature([old], "m", 1_000, b"{}") in during
+    for id, timestamp, body in (("m", 1_301, b"{}"), ("n", 1_000, b"{}"), ("m", 1_000, b"{ }")):
+        assert not set(alerts.signature([new, old], id, timestamp, body).split()) & set(during)
+
+
 # --- webhooks ---------------------------------------------------------------------------------------------------------
 
 
@@ -503,6 +514,24 @@ async def test_no_secret_and_no_address_is_in_the_store_or_on_the_terminal(
     for canary in (SECRET, SECRET.removeprefix("whsec_"), "t-0-k-e-n"):
         assert canary not in said
         assert canary.encode() not in kept
+
+
+async def test_a_webhook_that_leads_back_to_our_own_gateway_is_no_loop(
+    configured: Configured, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:  # F111
+    async with serve_openai([Reply()]) as provider, running(configured(provider.url), provider) as live:
+        monkeypatch.setenv("HOOK", f"{live.url}/v1/feedback")
+        made = courier(
+            configured, live.store, clock, Webhook(url_env="HOOK", allow_internal=True, events=("info", "page"))
+        )
+        await live.store.add_event(event())
+        for _ in range(12):
+            await made.deliver()
+            clock.now += 3600
+        names = [one.name for one in await live.store.events()]
+        assert (names.count("ALARM"), names.count("ALERTS_STUCK")) == (1, 1)
+        assert (await place_of(made)).problem == "the receiver answered 401"
+        assert provider.requests == []
 
 
 # --- dead sinks, and coming back --------------------------------------------------------------------------------------

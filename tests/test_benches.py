@@ -81,6 +81,15 @@ def test_a_judge_with_a_bill_of_his_own_finds_nothing_overspent() -> None:
     assert 0.1 < values["sockets: share of the cap on the bill"] < 1  # it is another bill than ours
 
 
+def test_whatever_the_gateway_answered_is_recorded_and_settled() -> None:
+    values = {figure["name"]: figure["value"] for figure in short("gateway")["figures"]}
+    assert values["apprentice: calls without a Record, or the reverse"] == 0
+    assert values["apprentice: states in the ledger besides settled"] == 0
+    assert all(
+        values[f"{label}: rps at 64"] > 0 for label in ("apprentice", "apprentice, model by name", "upstream itself")
+    )
+
+
 @pytest.mark.parametrize(
     ("kind", "calls"), [(kind, calls) for kind in (Spender, Spread, Margin) for calls in (0, 37, 90)]
 )

@@ -498,6 +498,30 @@ async def test_a_store_that_somebody_else_holds_fails_the_call_before_it_costs_a
         other.close()
 
 
+async def test_an_answer_may_be_given_while_its_hold_is_being_settled(configured: Configured, tmp_path: Path) -> None:
+    gate = asyncio.Event()
+    async with (
+        serve_openai([Reply({"kind": "fruit"}, wait=gate)]) as server,
+        asking(configured(server.url), tmp_path) as one,
+    ):
+        task = one.config.tasks[0]
+        waiting = asyncio.create_task(
+            one.calls.ask(task, {"text": "a pear"}, purpose="serve", deadline=None, attempts=one.attempts, later=True)
+        )
+        while not server.requests:
+            await asyncio.sleep(0)
+        other = apsw.Connection(str(tmp_path / "calls.db"))
+        other.execute("BEGIN IMMEDIATE")
+        gate.set()
+        answer = await waiting
+        assert await one.booked() == [("held", one.worst)]
+        other.execute("ROLLBACK")
+        other.close()
+        for _ in range(2):
+            await one.calls.settled(one.attempts)
+            assert await one.booked() == [("settled", answer.cost)]
+
+
 async def test_a_store_that_somebody_else_holds_while_a_call_is_made_keeps_the_hold(
     configured: Configured, tmp_path: Path
 ) -> None:  # F30

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import time
 from datetime import UTC
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apprentice import budget
+from apprentice.cli import main
 from apprentice.config import Config, TaskConfig, init_text, json_schema, load, missing, parse
 from apprentice.errors import ConfigError, InvalidAnswer, InvalidInput, MissingExtra, UnknownTask
 from apprentice.reading import read
@@ -399,6 +401,27 @@ def test_a_file_that_is_not_there_is_a_config_error_that_says_what_to_do(tmp_pat
 def test_a_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_bytes(b"\xef\xbb\xbf" + SMALL.encode())
     assert load(tmp_path / "a.yaml").tasks[0].name == "route"
+
+
+def test_a_file_that_runs_code_or_grows_a_billionfold_is_refused_without_doing_either(tmp_path: Path) -> None:  # F117
+    owned = tmp_path / "owned"
+    laughs = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10))
+    tags = ["object/apply:os.system", "object/new:os.system", "object/apply:subprocess.check_output", "module:os"]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for text in ("a0: &a0 [ha]\n" + laughs, *(small(new=f"local: !!python/{tag} ['touch {owned}']\n") for tag in tags)):
+        with pytest.raises(ConfigError):
+            parse(text, FILE)
+    assert not owned.exists()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 * 1024
+
+
+def test_nothing_is_served_while_a_reference_leads_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:  # F117
+    monkeypatch.delenv("NOWHERE", raising=False)
+    (tmp_path / "a.yaml").write_text(small(new="  base_url: https://${NOWHERE}/v1\n"))
+    assert main(["serve", "--port", "0", "--config", str(tmp_path / "a.yaml")]) == 2
+    assert "NOWHERE" in capsys.readouterr().err
 
 
 # --- secrets and the environment -------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 from apprentice import cli, dialogues, feedback, plugins
 from apprentice.config import Config, parse
 from apprentice.selection import select
-from apprentice.types import Answer, Decision, Record, Store
+from apprentice.types import Answer, Decision, Record, Score, Store
 
 from .conftest import YAML, right, texts
 
@@ -24,15 +24,17 @@ type Export = Callable[..., tuple[int, dict[str, Any]]]
 def record(number: int, text: str) -> Record:
     """Answered by both; the local answer is wrong for every third."""
     kind = right(text)
+    said = "tool" if number % 3 == 0 else kind
     return Record(
         request_id=f"r{number}",
         task="sort",
         at=1.0 + number,
         input={"text": text},
         decision=Decision(route="both", reason="audit", p=1.0),
-        local=Answer(output={"kind": "tool" if number % 3 == 0 else kind}, model="student"),
+        local=Answer(output={"kind": said}, model="student"),
         remote=Answer(output={"kind": kind}, model="gpt-4o-mini", provider="openai@127.0.0.1"),
         served="local",
+        score=Score(value=float(said == kind)),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from apprentice import dialogues
@@ -35,6 +35,7 @@ def example(input: Json, target: Json, weight: float = 1.0, id: str | None = Non
 
 
 @pytest.mark.parametrize("task", [TASK, NUMBER], ids=["object", "wrapped"])
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the first draw makes a table of all characters
 @given(pairs=st.lists(st.tuples(values, values), max_size=4))
 def test_rows_are_read_back_as_they_were_written(task: Task, pairs: list[tuple[Json, Json]]) -> None:
     examples = [example(given, target) for given, target in pairs]
@@ -45,6 +46,12 @@ def test_rows_are_read_back_as_they_were_written(task: Task, pairs: list[tuple[J
         rows = dialogues.read(task, text, format)  # type: ignore[arg-type]
         assert [(dialogues.input_of(row), row.answer) for row in rows] == pairs
         assert len(text.splitlines()) == len(pairs)  # whatever a reader takes for the end of a line
+    rejecting = [example(given, target).model_copy(update={"rejected": given}) for given, target in pairs]
+    beside = dialogues.completion(task, rejecting, rejected=True)
+    rows = dialogues.read(task, beside, "completion")
+    assert [(dialogues.input_of(row), row.answer, row.rejected) for row in rows] == [
+        (row.input, row.target, row.rejected if dialogues.is_pair(row) else None) for row in rejecting
+    ]
     pairing = [Pair(given, target, given) for given, target in pairs]
     read = dialogues.read(task, dialogues.preferences(task, pairing), "dpo")
     assert [Pair(dialogues.input_of(row), row.answer, row.rejected) for row in read] == pairing
@@ -102,10 +109,27 @@ def test_the_heaviest_target_stays_and_weights_become_repetition() -> None:
     assert [(row.target, row.weight) for row in dialogues.weighed(many)] == [(1, 1.0)]  # six said so
 
 
+def test_an_answer_that_was_rejected_stays_with_the_target_that_was_better() -> None:
+    wrong = example("a", 1, 2.0).model_copy(update={"rejected": 9})
+    for rows in ([wrong, example("a", 1, 3.0)], [example("a", 1, 3.0), wrong], [wrong, example("a", 2)]):
+        assert {(row.target, row.rejected) for row in dialogues.weighed(rows)} == {(1, 9)}
+    [kept] = dialogues.weighed([wrong.model_copy(update={"weight": 0.4}), example("a", 2)])
+    assert (kept.target, kept.rejected) == (2, None)  # it was better than 9 for another target only
+
+
+def test_a_pair_is_two_different_answers() -> None:
+    rows = [example("a", {"k": 1, "l": 2}), example("b", 2)]
+    rows += [row.model_copy(update={"rejected": told}) for row, told in zip(rows, ({"l": 2, "k": 1}, 3), strict=True)]
+    assert [dialogues.is_pair(row) for row in rows] == [False, False, False, True]
+    assert dialogues.pairs(rows) == [Pair("b", 2, 3)]
+
+
+@settings(deadline=None)
 @given(
     st.lists(st.builds(example, st.sampled_from("ab"), st.integers(0, 2), st.floats(0.1, 20)), max_size=6), st.randoms()
 )
 def test_the_order_of_examples_does_not_matter(rows: list[Example], dice: object) -> None:
+    rows = [row.model_copy(update={"rejected": place % 3}) if place % 2 else row for place, row in enumerate(rows)]
     mixed = list(rows)
     dice.shuffle(mixed)  # type: ignore[attr-defined]
     assert dialogues.weighed(mixed) == dialogues.weighed(rows)

@@ -3,19 +3,20 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
-from apprentice import cli, feedback, plugins
+from apprentice import cli, dialogues, feedback, plugins
 from apprentice.config import Config, TaskConfig, missing, parse
 from apprentice.errors import ConfigError
 from apprentice.learn import examined, learn
 from apprentice.promotion import fingerprint, held_out
-from apprentice.selection import BETWEEN, benchmarks, choose, frozen_rows, gold, key_of, select
-from apprentice.types import Answer, Correction, Decision, Example, Record, Store, Version
+from apprentice.selection import BETWEEN, benchmarks, choose, frozen_rows, gold, key_of, lawful, select
+from apprentice.types import Answer, Correction, Decision, Example, Json, Record, Score, Store, Version
 
 from .conftest import YAML, right, texts
 
@@ -115,6 +116,99 @@ def test_the_rolling_hold_out_is_the_newest_and_the_frozen_one_the_oldest_rows()
     assert len(examples) == 25
     everything, rolling, frozen = examined(found, 1000)
     assert (everything, len(rolling), len(frozen)) == (held, len(held), 10)
+
+
+# --- rejected answers
+
+
+def both(local: Json, remote: Json, score: Score | None) -> Record:
+    """Answered by both, about a text that is in training."""
+    text = on_side(texts(30), held=False)
+    record = answered(1, text)
+    told = {
+        "local": Answer(output=local, model="student"),
+        "remote": Answer(output=remote, model="gpt"),
+        "score": score,
+    }
+    return record.model_copy(update=told)
+
+
+BILL, SPAM, HAM = {"kind": "bill", "sure": True}, {"kind": "spam", "sure": True}, {"kind": "ham", "sure": True}
+
+
+@pytest.mark.parametrize(
+    ("record", "rejected"),
+    [
+        (both(SPAM, BILL, Score(value=0.0)), SPAM),
+        (both(SPAM, BILL, Score(value=0.49)), SPAM),
+        (both(SPAM, BILL, Score(value=0.5)), None),  # more right than wrong
+        (both(SPAM, BILL, Score(value=0.9, fields={"kind": 0.0, "sure": 1.0})), SPAM),  # one field is wrong
+        (both(SPAM, BILL, Score(value=0.9, fields={"kind": 0.8, "sure": 1.0})), None),
+        (both(SPAM, BILL, None), None),  # nobody judged it
+        (both(BILL, BILL, Score(value=0.0)), None),
+        (both({"kind": " Bill", "sure": True}, BILL, Score(value=0.0)), None),  # the same words
+        (both(None, BILL, Score(value=0.0)), None),  # it fitted no schema: there is nothing to reject
+        (both(SPAM, BILL, Score(value=0.0)).model_copy(update={"local": None}), None),
+    ],
+)
+def test_a_local_answer_is_rejected_where_it_was_scored_as_wrong_beside_the_remotes(
+    record: Record, rejected: Json
+) -> None:
+    [row] = select([(1, record)]).training
+    assert (row.target, row.rejected) == (BILL, rejected)
+
+
+@pytest.mark.parametrize(
+    ("record", "action", "target", "rejected"),
+    [
+        (both(SPAM, BILL, Score(value=0.0)), "corrected", HAM, SPAM),
+        (both(BILL, BILL, Score(value=1.0)), "corrected", HAM, BILL),  # both were wrong
+        (both(SPAM, BILL, None), "corrected", HAM, SPAM),  # a person is judge enough
+        (both(HAM, BILL, Score(value=0.0)), "corrected", HAM, None),  # the local answer was right all along
+        (both(SPAM, BILL, Score(value=0.0)), "approved", BILL, SPAM),
+        (both(SPAM, BILL, Score(value=0.8)), "approved", BILL, None),
+        (both(SPAM, None, None).model_copy(update={"remote": None, "served": "local"}), "corrected", BILL, SPAM),
+        (both(SPAM, None, None).model_copy(update={"remote": None, "served": "local"}), "approved", SPAM, None),
+    ],
+)
+def test_a_persons_word_rejects_the_local_answer_that_it_corrects(
+    record: Record, action: Literal["corrected", "approved"], target: Json, rejected: Json
+) -> None:
+    word = Correction(request_id="r1", task="sort", at=9.0, action=action, target=target)
+    [row] = select([(1, record)], [(record, word)]).training
+    assert (row.source, row.target, row.rejected) == ("gold", target, rejected)
+
+
+def test_what_the_local_model_got_right_since_is_no_longer_held_against_it() -> None:
+    wrong = both(SPAM, BILL, Score(value=0.0))
+    right_now = both(BILL, BILL, Score(value=1.0)).model_copy(update={"request_id": "r2", "at": 3.0})
+    [row] = select([(1, wrong), (2, right_now)]).training
+    assert row.rejected is None
+
+
+async def test_the_terms_of_the_target_decide_about_both_answers_of_a_pair(configured: Configured) -> None:
+    """The remote's answers may train here by a permission; without it only the pair with a person's target is left."""
+    said = texts(40)
+    records = []
+    for number, text in enumerate(said):
+        wrong = "tool" if right(text) != "tool" else "fruit"
+        told = {"local": Answer(output={"kind": wrong}, model="student"), "score": Score(value=0.0)}
+        remote = Answer(output={"kind": right(text)}, model="gpt-4o-mini", provider="openai@api.openai.com")
+        records.append((number, answered(number, text).model_copy(update={**told, "remote": remote})))
+    config = configured()
+    store = await filled(config, records)
+    try:
+        [mine, *_] = [record for _, record in records if not held_out(fingerprint(record.input))]
+        await feedback.give(config, store, mine.request_id, "corrected", at=900.0, target={"kind": "animal"})
+        task = config.task("sort")
+        selection = await choose(config, task, store, await gold(store, "sort"))
+        assert len(dialogues.pairs(selection.training)) == len(selection.training) > 20
+        permitted, sifted = lawful(config, task, selection, date(2026, 11, 21))
+        assert len(sifted.refused) == len(selection.training) - 1
+        [pair] = dialogues.pairs(permitted.training)
+        assert (pair.input, pair.preferred) == (mine.input, {"kind": "animal"})
+    finally:
+        await store.close()
 
 
 # --- benchmarks

@@ -423,6 +423,56 @@ async def test_a_stream_cut_by_its_connection_is_unknown(client: wire.Client) ->
             assert (await wire.send(client, request(server.url))).kind == "unknown"
 
 
+async def test_what_a_server_says_unasked_is_never_taken_for_an_answer(client: wire.Client) -> None:
+    """Neither after an answer, nor while the connection waits for its next request."""
+    forged = b"HTTP/1.1 200 OK\r\ncontent-length: 15\r\n\r\n" + OK.replace(b"choices", b"forgery")
+    connections = 0
+    closed = asyncio.Event()
+
+    def talk(at_once: bool) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
+        async def said(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal connections
+            connections += 1
+            await reader.readuntil(b"}")
+            answer = b"HTTP/1.1 200 OK\r\ncontent-length: 15\r\n\r\n" + OK
+            writer.write(answer + forged if at_once else answer)
+            await writer.drain()
+            if not at_once:
+                await arrived.wait()
+                writer.write(forged)
+                await writer.drain()
+            while await reader.read(100):
+                pass
+            closed.set()
+
+        return said
+
+    for at_once in (True, False):
+        connections, arrived = 0, asyncio.Event()
+        closed.clear()
+        async with raw(talk(at_once)) as port:
+            assert (await wire.send(client, request(f"http://127.0.0.1:{port}", body=b"{}"))).body == {"choices": []}
+            arrived.set()
+            await asyncio.wait_for(closed.wait(), 30)
+            assert (await wire.send(client, request(f"http://127.0.0.1:{port}", body=b"{}"))).body == {"choices": []}
+        assert connections == 2
+
+
+async def test_a_server_that_answers_before_it_has_the_whole_file_is_heard(client: wire.Client, tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(bytes(32 * 2**20))
+
+    async def enough(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        body = b'{"error": {"message": "too large"}}'
+        writer.write(b"HTTP/1.1 413 Large\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+        while await reader.read(2**20):
+            pass
+
+    async with raw(enough) as port:
+        outcome = await wire.send(client, request(f"http://127.0.0.1:{port}", 60, b"", file=tmp_path / "large"))
+    assert (outcome.kind, outcome.status) == ("rejected", 413)
+
+
 async def test_a_redirect_is_not_followed(client: wire.Client) -> None:
     async with serve_openai([Reply(raw=OK)]) as target:
         for status in (301, 302, 303, 307, 308):
@@ -494,8 +544,8 @@ async def test_a_certificate_that_does_not_fit_ends_the_attempt(
 PUBLIC = ["93.184.216.34", "8.8.8.8", "2606:4700:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1"]
 INTERNAL = [
     "127.0.0.1", "127.255.255.254", "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.0.1", "100.64.0.1", "::1",
-    "fc00::1", "fd12::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a00:1", "2002:7f00:1::1",
-    "2002:c0a8:1::", "192.0.2.1", "198.18.0.1",
+    "fc00::1", "fd12::1", "fec0::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a00:1",
+    "2002:7f00:1::1", "2002:c0a8:1::", "192.0.2.1", "198.18.0.1",
 ]  # fmt: skip
 NEVER = [
     "0.0.0.0", "::", "169.254.169.254", "fe80::1", "fe80::1%eth0", "224.0.0.1", "ff02::1", "255.255.255.255",
@@ -523,6 +573,23 @@ async def test_an_internal_address_is_refused_in_every_spelling(host: str) -> No
         port = server.url.split(":")[2]
         outcome = await wire.send(client, request(f"http://{host}:{port}"))
         assert (outcome.kind, outcome.retryable) == ("not_sent", False), outcome
+        assert server.connections == 0
+    await client.close()
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost.", "127.0.0.1.", "127.0.1", "0x7f.1", "0X7F000001", "017700000001", "00.0.0.0", "127.0.0.1%2e",
+        "%31%32%37.0.0.1", "LOCALHOST", "[::ffff:127.0.0.1]", "[::FFFF:7F00:1]", "[0:0:0:0:0:0:0:1]", "[::127.0.0.1]",
+        "[64:ff9b::7f00:1]", "[fe80::1%25lo]", "127.0.0.1:80@127.0.0.1", "metadata.google.internal",
+    ],
+)  # fmt: skip
+async def test_no_disguise_of_an_internal_address_is_connected_to(host: str) -> None:  # F108
+    client = wire.client()
+    async with serve_openai([Reply(raw=OK)]) as server:
+        outcome = await wire.send(client, request(f"http://{host}:{place(server)}", timeout=2.0))
+        assert outcome.kind == "not_sent", outcome
         assert server.connections == 0
     await client.close()
 
@@ -649,6 +716,13 @@ def place(server: Server) -> str:
 def test_an_address_that_no_key_must_be_sent_to_is_a_configuration_error(url: str) -> None:  # F108
     with pytest.raises(ConfigError):
         wire.check_url(url, allow_internal=False)
+
+
+def test_an_address_with_a_key_in_it_is_not_repeated() -> None:
+    for url in (f"http://example.com/v1?key={KEY}", f"ftp://example.com/#{KEY}", f"https://me:{KEY}@example.com/"):
+        with pytest.raises(ConfigError) as refused:
+            wire.check_url(url, allow_internal=False)
+        assert KEY not in f"{refused.value} {refused.value.hint}"
 
 
 def test_a_good_address_loses_its_last_slash() -> None:

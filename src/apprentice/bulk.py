@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from apprentice import budget, promotion
+from apprentice import budget, privacy, promotion
 from apprentice.calls import Provider
 from apprentice.config import Config, TaskConfig
 from apprentice.engine import new_id
@@ -165,8 +165,10 @@ class Bulk:
         open_ones = await self._store.batches(task_name, open=True)
         waiting = {promotion.fingerprint(input) for batch in open_ones for input in batch.inputs}
         fresh: dict[str, Json] = {}
+        redactor = privacy.redactor(self._config, task)
         counts = {"answered": 0, "waiting": 0, "repeated": 0}
         for input in inputs:
+            input = privacy.Veil(redactor).hide(input)  # a batch is kept before it is sent
             key = promotion.fingerprint(input)
             places: Mapping[str, Any] = {"answered": answered, "waiting": waiting, "repeated": fresh}
             where = next((name for name, keys in places.items() if key in keys), None)
@@ -418,7 +420,7 @@ class Bulk:
             cost=cost,
             problem=problem or None,
         )
-        return Record(
+        record = Record(
             request_id=batch.request_ids[number],
             task=batch.task,
             at=at,
@@ -430,6 +432,7 @@ class Bulk:
             cost=cost,
             error=problem or None,
         )
+        return privacy.Veil(privacy.redactor(self._config, task)).kept(record)
 
 
 def _hold(batch: Batch, at: Seconds, windows: tuple[str, ...]) -> Hold:

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import genai_prices
 from genai_prices.types import TieredPrices
 
-from apprentice import budget, plugins
+from apprentice import budget, observer, plugins
 from apprentice.config import Config, Price, Remote, TaskConfig
 from apprentice.errors import (
     BudgetExhausted,
@@ -35,6 +35,7 @@ from apprentice.errors import (
     PriceUnknown,
     StoreError,
 )
+from apprentice.observer import Asked
 from apprentice.purse import Purse, suspended_models
 from apprentice.throttle import Throttle
 from apprentice.types import Answer, Attempt, Hold, Json, Micros, Purpose, Seconds, Store, Usage
@@ -49,6 +50,7 @@ _MEASURES = ("repeat", "probe")  # compare the first remote with itself, and ans
 
 
 type Outcome = Literal["not_sent", "rejected", "answered", "answered_no_usage", "unknown"]
+type _End = Literal["settled", "released", "assumed"]
 
 
 class Served(NamedTuple):
@@ -203,6 +205,8 @@ class Calls:
         self._new_id = new_id
         self._dice = dice
         self.purse = Purse(config, store, clock=clock)
+        self.observer = observer.of(config.telemetry)
+        self._settling: dict[str, asyncio.Task[None]] = {}  # by attempt
         self.providers = [Provider(config.remote), *(Provider(remote) for remote in config.remote.additional_providers)]
 
     async def open(self) -> None:
@@ -236,10 +240,12 @@ class Calls:
         deadline: Seconds | None,
         attempts: list[Attempt],
         for_audits: bool = False,
+        later: bool = False,
     ) -> Answer:
         """The first valid answer of the remotes in order; `attempts` receives one row for each call that was made.
 
-        `deadline` is a moment on the event loop's clock. `for_audits`: leave the money that audits will need. Raises
+        `deadline` is a moment on the event loop's clock. `for_audits`: leave the money that audits will need. `later`: the
+        answer is given while its hold is being settled, and whoever asks awaits `settled` beside what else it writes. Raises
         BudgetError before anything is sent when the caps leave no room, ModelError of the last remote when none gave a
         usable answer, DeadlineExceeded when time ran out.
 
@@ -249,7 +255,7 @@ class Calls:
         failure: ModelError | BudgetExhausted | None = None
         loop = asyncio.get_running_loop()
         for provider in self.providers[:1] if purpose in _MEASURES else self._order():
-            ask = partial(self._attempt, provider, task, input, purpose, deadline, attempts, for_audits)
+            ask = partial(self._attempt, provider, task, input, purpose, deadline, attempts, for_audits, later)
             wait = provider.wait(loop.time())
             if wait > _LONGEST_PAUSE or (wait > 0 and deadline is not None and loop.time() + wait >= deadline):
                 failure = failure or provider.left_alone(wait)
@@ -319,6 +325,7 @@ class Calls:
         deadline: Seconds | None,
         attempts: list[Attempt],
         for_audits: bool,
+        later: bool,
     ) -> Answer:
         model = provider.model()
         worst = budget.worst_case(provider.price, model.request_bytes(task.task, input), provider.remote.max_tokens)
@@ -341,36 +348,69 @@ class Calls:
                 problem = "the deadline passed before the call could be sent"
                 await self._settle(attempts, hold, "not_sent", None, provider, problem)
                 raise DeadlineExceeded(f"{provider.name}: {problem}")
-            sent = asyncio.get_running_loop().time()
-            try:
-                async with asyncio.timeout_at(deadline):
-                    answer: Answer = await model.answer(task.task, input)
-            except TimeoutError as error:
-                provider.kept_waiting(sent, asyncio.get_running_loop().time())
-                await self._settle(attempts, hold, "unknown", None, provider, "the caller's deadline passed")
-                raise DeadlineExceeded(f"{provider.name} did not answer before the deadline") from error
-            except asyncio.CancelledError:
-                # The request may be on its way: settled before the cancellation goes on, or the hold would hang for ever.
-                await asyncio.shield(self._settle(attempts, hold, "unknown", None, provider, "the caller went away"))
-                raise
-            except ModelError as error:
-                await self._settle(attempts, hold, error.outcome, error.usage, provider, str(error))
-                raise
-            except Exception as error:  # a plugin that breaks its promise must not leave a hold for ever
-                problem = f"{provider.name} failed: {type(error).__name__}: {error}"
-                await self._settle(attempts, hold, "unknown", None, provider, problem)
-                raise OutcomeUnknown(problem, retryable=False) from error
-            outcome: Outcome = "answered" if answer.usage is not None else "answered_no_usage"
-            cost = await self._settle(
-                attempts, hold, outcome, answer.usage, provider, answer.problem, served=answer.model
-            )
-        with contextlib.suppress(StoreError):  # the answer is paid for; what was not said is said after the next call
-            await self._say_served(task, provider, answer.model)
-            await self.purse.watch(task)
-        if answer.output is None:
-            raise InvalidAnswer(f"{provider.name}: {answer.problem}")
-        task.validate_output(answer.output)
+            asked = Asked(task.name, purpose, provider.remote.provider, provider.remote.model, provider.remote)
+            with self.observer.call(asked) as told:
+                answer, cost = await self._sent(provider, task, input, hold, deadline, attempts)
+                wrong = _wrong(provider, task, answer)
+                told(answer, cost, wrong is None)
+                if not later:
+                    await self.settled(attempts)
+        if wrong is not None:
+            raise wrong
         return answer.model_copy(update={"cost": cost, "provider": provider.remote.teacher})
+
+    async def _sent(
+        self,
+        provider: Provider,
+        task: TaskConfig,
+        input: Json,
+        hold: Hold,
+        deadline: Seconds | None,
+        attempts: list[Attempt],
+    ) -> tuple[Answer, Micros]:
+        """The answer and what it cost. Whatever becomes of the call, its hold is settled."""
+        sent = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout_at(deadline):
+                answer: Answer = await provider.model().answer(task.task, input)
+        except TimeoutError as error:
+            provider.kept_waiting(sent, asyncio.get_running_loop().time())
+            await self._settle(attempts, hold, "unknown", None, provider, "the caller's deadline passed")
+            raise DeadlineExceeded(f"{provider.name} did not answer before the deadline") from error
+        except asyncio.CancelledError:
+            # The request may be on its way: settled before the cancellation goes on, or the hold would hang for ever.
+            await asyncio.shield(self._settle(attempts, hold, "unknown", None, provider, "the caller went away"))
+            raise
+        except ModelError as error:
+            await self._settle(attempts, hold, error.outcome, error.usage, provider, str(error))
+            raise
+        except Exception as error:  # a plugin that breaks its promise must not leave a hold for ever
+            problem = f"{provider.name} failed: {type(error).__name__}: {error}"
+            await self._settle(attempts, hold, "unknown", None, provider, problem)
+            raise OutcomeUnknown(problem, retryable=False) from error
+        outcome: Outcome = "answered" if answer.usage is not None else "answered_no_usage"
+        cost, state = _booked(attempts, hold, outcome, answer.usage, provider, answer.problem, served=answer.model)
+        # Eager: it stands in the store's queue before anything that is written because of the answer.
+        self._settling[hold.attempt_id] = asyncio.eager_task_factory(
+            asyncio.get_running_loop(), self._after(task, provider, hold, cost, state, answer.model)
+        )
+        return answer, cost
+
+    async def settled(self, attempts: Sequence[Attempt]) -> None:
+        """Return when the ledger has what these attempts did cost. Raises StoreError."""
+        some = [self._settling.pop(one.attempt_id) for one in attempts if one.attempt_id in self._settling]
+        if some:
+            await asyncio.wait(some)
+            for task in some:
+                task.result()
+
+    async def _after(
+        self, task: TaskConfig, provider: Provider, hold: Hold, cost: Micros, state: _End, served: str
+    ) -> None:
+        await self.purse.settle(hold, cost, state=state)
+        with contextlib.suppress(StoreError):  # the answer is paid for; what was not said is said after the next call
+            await self._say_served(task, provider, served)
+            await self.purse.watch(task)
 
     async def _settle(
         self,
@@ -380,30 +420,8 @@ class Calls:
         usage: Usage | None,
         provider: Provider,
         problem: str | None,
-        *,
-        served: str = "",
     ) -> Micros:
-        state: Literal["settled", "released", "assumed"]
-        if usage is not None:
-            cost, state = provider.cost(usage, served), "settled"
-        elif outcome in ("not_sent", "rejected"):
-            cost, state = 0, "released"
-        else:  # sent, and nobody says what it cost: the worst case counts until there is evidence
-            cost, state = hold.worst, "assumed"
-        attempts.append(  # before the ledger is written: whoever is cancelled meanwhile still records what it cost
-            Attempt(
-                attempt_id=hold.attempt_id,
-                model=provider.name,
-                purpose=hold.purpose,
-                outcome=outcome,
-                cost=cost,
-                problem=problem,
-            )
-        )
-        if cost > hold.worst:
-            provider.throttle.suspended = (
-                True  # it does not keep to its price list: no further call until a person says so
-            )
+        cost, state = _booked(attempts, hold, outcome, usage, provider, problem)
         await self.purse.settle(hold, cost, state=state)
         return cost
 
@@ -437,6 +455,50 @@ class Calls:
         if deadline is not None and asyncio.get_running_loop().time() + wait >= deadline:
             raise DeadlineExceeded("no time is left for another attempt") from cause
         await asyncio.sleep(wait)
+
+
+def _booked(
+    attempts: list[Attempt],
+    hold: Hold,
+    outcome: Outcome,
+    usage: Usage | None,
+    provider: Provider,
+    problem: str | None,
+    *,
+    served: str = "",
+) -> tuple[Micros, _End]:
+    """What an attempt did cost, and how its hold ends. `attempts` receives its row."""
+    state: _End
+    if usage is not None:
+        cost, state = provider.cost(usage, served), "settled"
+    elif outcome in ("not_sent", "rejected"):
+        cost, state = 0, "released"
+    else:  # sent, and nobody says what it cost: the worst case counts until there is evidence
+        cost, state = hold.worst, "assumed"
+    attempts.append(  # before the ledger is written: whoever is cancelled meanwhile still records what it cost
+        Attempt(
+            attempt_id=hold.attempt_id,
+            model=provider.name,
+            purpose=hold.purpose,
+            outcome=outcome,
+            cost=cost,
+            problem=problem,
+        )
+    )
+    if cost > hold.worst:  # it does not keep to its price list: no further call until a person says so
+        provider.throttle.suspended = True
+    return cost, state
+
+
+def _wrong(provider: Provider, task: TaskConfig, answer: Answer) -> InvalidAnswer | None:
+    """Why an answer is of no use."""
+    if answer.output is None:
+        return InvalidAnswer(f"{provider.name}: {answer.problem}")
+    try:
+        task.validate_output(answer.output)
+    except InvalidAnswer as error:
+        return error
+    return None
 
 
 def answered_by(attempts: Sequence[Attempt], purpose: Purpose) -> str | None:

@@ -35,7 +35,7 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 from apprentice import plugins, reading, schemas
 from apprentice.errors import CannotLearn, ConfigError, InvalidAnswer, InvalidInput, MissingExtra, UnknownTask
 from apprentice.schemas import Check, Place, Problem, did_you_mean, with_hint
-from apprentice.sections import Alerts, Section
+from apprentice.sections import NO_REDACTION, Alerts, ChosenRedaction, Retention, Section, Telemetry
 from apprentice.sections import FilePath as _FilePath
 from apprentice.types import Gate, Json, Permission, Task
 
@@ -348,6 +348,10 @@ class TaskConfig(_Section):
     """Replaces the overall section as a whole."""
     local: Local | None = None
     """Replaces the overall section as a whole."""
+    redaction: ChosenRedaction | None = None
+    """Replaces the overall section; false: nothing is redacted."""
+    retention: Retention | None = None
+    """Replaces the overall section as a whole."""
     max_input_bytes: int = Field(default=2_000_000, ge=1)
     """A larger input, as JSON in UTF-8, is refused."""
 
@@ -509,6 +513,11 @@ class Config(_Section):
     teachers: tuple[Remote, ...] = ()
     """Further models that may label training data."""
     alerts: Alerts = Alerts()
+    telemetry: Telemetry | None = None
+    """Left out, OpenTelemetry is told nothing."""
+    redaction: ChosenRedaction = NO_REDACTION
+    """What is taken out before anything is kept: the name of a redactor, such as patterns, or false."""
+    retention: Retention = Retention()
 
     @cached_property  # not a field, because it is no part of the value: neither dumped nor compared
     def source(self) -> Path | None:
@@ -650,6 +659,10 @@ def missing(config: Config) -> list[str]:
         except ConfigError as error:
             found.append(f"tasks[{index}]: {with_hint(error)}")
     found.extend(_unset(variable, "alerts.webhooks") for variable in config.alerts.variables)
+    redactions = (config.redaction, *(task.redaction for task in config.tasks))
+    found.extend(_uninstalled("redactors", chosen.name, "redaction", {}) for chosen in redactions if chosen)
+    if config.telemetry is not None and (package := config.telemetry.lacking) is not None:
+        found.append(f"telemetry: {with_hint(MissingExtra(package, 'otel'))}")
     references = _REFERENCE.findall(config.model_dump_json(exclude={"tasks"}))
     found.extend(_unset(variable, f"referred to as ${{{variable}}}") for variable in references)
     return list(dict.fromkeys(problem for problem in found if problem))

@@ -30,7 +30,7 @@ class Pair(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One line that was read back. `messages` end before the answer; `rejected` is None but in pairs."""
+    """One line that was read back. `messages` end before the answer; `rejected` is None where there is no such answer."""
 
     messages: list[Message]
     answer: Json
@@ -75,11 +75,26 @@ def chat(task: Task, examples: Iterable[Example]) -> str:
     return _lines({"messages": [*prompt(task, example.input), _said(task, example.target)]} for example in examples)
 
 
-def completion(task: Task, examples: Iterable[Example]) -> str:
-    """A prompt and its completion a line, both as messages."""
+def completion(task: Task, examples: Iterable[Example], *, rejected: bool = False) -> str:
+    """A prompt and its completion a line, both as messages.
+
+    `rejected`: beside it, under that name, the answer that the local model gave and should not have, where one is known.
+    """
     return _lines(
-        {"prompt": prompt(task, example.input), "completion": [_said(task, example.target)]} for example in examples
+        {"prompt": prompt(task, example.input), "completion": [_said(task, example.target)]}
+        | ({"rejected": [_said(task, example.rejected)]} if rejected and is_pair(example) else {})
+        for example in examples
     )
+
+
+def is_pair(example: Example) -> bool:
+    """Whether an example has an answer that is not wanted, beside another one that is."""
+    return example.rejected is not None and _key(example.rejected) != _key(example.target)
+
+
+def pairs(examples: Iterable[Example]) -> list[Pair]:
+    """Those of the examples that have both answers."""
+    return [Pair(example.input, example.target, example.rejected) for example in examples if is_pair(example)]
 
 
 def preferences(task: Task, pairs: Iterable[Pair]) -> str:
@@ -113,14 +128,17 @@ def input_of(row: Row) -> Json:
 def weighed(examples: Sequence[Example]) -> list[Example]:
     """The examples with their weights said in the only way that providers understand, in an order of their own.
 
-    Of several targets for one input, the heaviest stays (of equal ones the one that sorts first); a row of weight w is there
-    round(w) times, at most ten times and at least once. The order of the examples does not matter.
+    Of several targets for one input, the heaviest stays (of equal ones the one that sorts first), with an answer that was
+    rejected for it if any was; a row of weight w is there round(w) times, at most ten times and at least once. The order of
+    the examples does not matter.
     """
     targets: dict[str, dict[str, tuple[float, Example]]] = {}
-    for example in sorted(examples, key=lambda e: (_key(e.input), _key(e.target), e.weight, e.request_id or "")):
+    for example in sorted(examples, key=_place):
         known = targets.setdefault(_key(example.input), {})
-        before = known.get(_key(example.target))
-        known[_key(example.target)] = (example.weight + (before[0] if before else 0.0), example)
+        weight, before = known.get(_key(example.target), (0.0, example))
+        if example.rejected is None and before.rejected is not None:
+            example = example.model_copy(update={"rejected": before.rejected})
+        known[_key(example.target)] = (example.weight + weight, example)
     found: list[Example] = []
     for known in targets.values():
         _, best = max(known.values(), key=lambda one: one[0])  # the first of equal ones
@@ -167,6 +185,9 @@ def _row(task: Task, line: Json, format: Format) -> Row:
         *before, last = line["messages"]
     elif format == "completion":
         before, [last] = line["prompt"], line["completion"]
+        if "rejected" in line:
+            [other] = line["rejected"]
+            rejected = value(other)
     else:
         before, [last] = line["input"]["messages"], line["preferred_output"]
         [other] = line["non_preferred_output"]
@@ -176,6 +197,10 @@ def _row(task: Task, line: Json, format: Format) -> Row:
         raise ValueError(messages[-1]["role"])
     json.loads(messages[-1]["content"])
     return Row(messages, value(last), rejected)
+
+
+def _place(example: Example) -> tuple[str, str, float, str, str]:
+    return _key(example.input), _key(example.target), example.weight, example.request_id or "", _key(example.rejected)
 
 
 def _key(value: Json) -> str:

@@ -24,10 +24,11 @@ from types import TracebackType
 from typing import Any, Literal, Self
 from zoneinfo import ZoneInfo
 
-from apprentice import agreement, confidence, decide, feedback, launch, lineage, plugins, probe, promotion
+from apprentice import agreement, confidence, decide, feedback, launch, lineage, observer, plugins, probe, promotion
 from apprentice.bridge import Bridge
 from apprentice.calls import Calls, answered_by
 from apprentice.config import Config, TaskConfig, check_learnable, load, missing
+from apprentice.erasure import erase, expire
 from apprentice.errors import (
     ApprenticeError,
     BudgetError,
@@ -39,7 +40,9 @@ from apprentice.errors import (
     StoreError,
 )
 from apprentice.live import Live
-from apprentice.request import Request, answer_beside, blanked, compare, result_again, result_of, validated
+from apprentice.observer import Asked, Purpose, Told
+from apprentice.privacy import Veil, redactor
+from apprentice.request import Request, answer_beside, answer_locally, compare, input_of, result_again, result_of
 from apprentice.shelf import Loaded, Shelf
 from apprentice.shelf import load as load_local
 from apprentice.types import (
@@ -49,6 +52,7 @@ from apprentice.types import (
     Decision,
     Evaluator,
     Event,
+    Forgotten,
     Json,
     Record,
     Result,
@@ -81,6 +85,7 @@ class Apprentice:
         self.config = config if isinstance(config, Config) else load(Path(config))
         self._clock = clock
         self._dice = Random(seed)  # noqa: S311  (sampling, not secrecy)
+        self._observer = observer.of(self.config.telemetry)
         self._bridge = Bridge()
         self._opened = False
         self._closed = False
@@ -126,7 +131,7 @@ class Apprentice:
         deadline: Seconds | None = None,
         tags: dict[str, str] | None = None,
     ) -> Result:
-        """The same as `arun`, for synchronous code."""
+        """The same as `arun`, for synchronous code. `tags` are kept with the Record; `subject` is whom it is about."""
         return self._bridge.wait(
             self._run(task, input, idempotency_key=idempotency_key, deadline=deadline, tags=tags or {})
         )
@@ -140,18 +145,7 @@ class Apprentice:
         fields = self.config.task(name).task.input_schema.get("properties", {})
 
         def decorate(function: Callable[P, Any]) -> Callable[P, Any]:
-            signature = inspect.signature(function)
-            for parameter in signature.parameters:
-                if parameter not in fields:
-                    raise ConfigError(
-                        f"task {name!r} has no input field {parameter!r}", hint=f"fields: {', '.join(fields)}"
-                    )
-
-            def bound(*args: P.args, **kwargs: P.kwargs) -> dict[str, Json]:
-                arguments = signature.bind(*args, **kwargs)
-                arguments.apply_defaults()
-                return dict(arguments.arguments)
-
+            bound = input_of(name, fields, function)
             if inspect.iscoroutinefunction(function):
 
                 @wraps(function)
@@ -215,7 +209,9 @@ class Apprentice:
                 comment=comment,
             )
             live = self._tasks[said.task]
-            live.labels = await feedback.known(self._store, said.task)
+            known = await feedback.known(self._store, said.task)
+            live.tried_at -= max(live.labels - known, 0)  # what was erased since is in neither number
+            live.labels = known
             self._maybe_learn(live)
             return said
 
@@ -228,6 +224,23 @@ class Apprentice:
         return self._bridge.wait(
             self.afeedback(request_id, corrected=corrected, withdrawn=withdrawn, by=by, comment=comment)
         )
+
+    async def aerase(self, subject: str, *, task: str | None = None, dry_run: bool = False) -> list[Forgotten]:
+        """What was erased, by task: all words of the requests that were tagged with this `subject`, of one task or of all.
+
+        Requests of the subject that are under way are kept without words; later ones are new. The versions that may have
+        learned from it are marked. With `dry_run` nothing is changed. Raises UnknownTask, StoreError.
+        """
+
+        async def forget() -> list[Forgotten]:
+            await self._open()
+            return await erase(self.config, self._store, subject, at=self._clock(), task=task, dry_run=dry_run)
+
+        return await self._bridge.here(forget())
+
+    def erase(self, subject: str, *, task: str | None = None, dry_run: bool = False) -> list[Forgotten]:
+        """The same as `aerase`, for synchronous code."""
+        return self._bridge.wait(self.aerase(subject, task=task, dry_run=dry_run))
 
     async def aversions(self, task: str) -> list[Version]:
         """The task's versions in the order in which they were made; `state` says what became of each."""
@@ -345,7 +358,7 @@ class Apprentice:
         settings = confidence.settings(task.confidence_thresholds, task.sampling or self.config.sampling)
         probes = probe.Probes(self.config, task, evaluator, self._store, self._calls, clock=self._clock, new_id=new_id)
         shelf = Shelf(lambda version: load_local(task.local or self.config.local, version.path))
-        live = Live(task, shelf, settings, evaluator, probes)
+        live = Live(task, shelf, settings, evaluator, probes, redactor(self.config, task))
         if (saved := await self._store.load_state(task.name)) is not None:
             with contextlib.suppress(ValueError):  # of another format: it is built again from the Records
                 live.state, live.seq = confidence.State.from_json(saved[1]), saved[0]
@@ -408,16 +421,18 @@ class Apprentice:
         self._busy += 1
         self._quiet.clear()
         try:
-            if idempotency_key is None:
-                return await self._answer(live, input, None, until, tags, capture)
-            return await self._answer_once(live, input, idempotency_key, until, tags)
+            with self._observer.request(live.config):
+                veil = await live.veil(input)
+                if idempotency_key is None:
+                    return await self._answer(live, input, None, until, tags, veil, capture)
+                return await self._answer_once(live, input, idempotency_key, until, tags, veil)
         finally:
             self._busy -= 1
             if self._busy == 0:
                 self._quiet.set()
 
     async def _answer_once(
-        self, live: Live, input: Json, key: str, deadline: float | None, tags: dict[str, str]
+        self, live: Live, input: Json, key: str, deadline: float | None, tags: dict[str, str], veil: Veil
     ) -> Result:
         """The answer to the first request with this key; whoever comes meanwhile waits for it."""
         loop = asyncio.get_running_loop()
@@ -429,8 +444,9 @@ class Apprentice:
         live.in_flight[key] = done = loop.create_future()
         try:
             if (before := await self._store.record_by_key(live.config.name, key)) is not None:
-                return result_again(before, input)
-            return await self._answer(live, input, key, deadline, tags)
+                self._observer.recorded(before, again=True)
+                return result_again(before, input, veil)
+            return await self._answer(live, input, key, deadline, tags, veil)
         finally:
             del live.in_flight[key]
             done.cancel()
@@ -442,6 +458,7 @@ class Apprentice:
         key: str | None,
         deadline: float | None,
         tags: dict[str, str],
+        veil: Veil,
         capture: bool = True,
     ) -> Result:
         at = self._clock()
@@ -459,6 +476,7 @@ class Apprentice:
             decision=decision,
             canary=canary,
             capture=capture,
+            veil=veil,
         )
         try:
             await self._ask(live, request)
@@ -475,7 +493,7 @@ class Apprentice:
         record = await self._write(live, request)
         if key is not None and record.idempotency_key is None:
             before = await self._store.record_by_key(live.config.name, key)
-            return result_again(record if before is None else before, input)
+            return result_of(record) if before is None else result_again(before, input, veil)
         return result_of(record)
 
     def _decide(self, live: Live, at: Seconds) -> tuple[Decision, Loaded | None, Loaded | None]:
@@ -500,7 +518,7 @@ class Apprentice:
     async def _ask(self, live: Live, request: Request) -> None:
         if request.canary is None:
             return await self._ask_both(live, request)
-        beside = asyncio.create_task(answer_beside(live.config, request.canary, request))
+        beside = asyncio.create_task(self._ask_rival(live, request, request.canary))
         try:
             await self._ask_both(live, request)
             if request.local is not None and request.remote is not None and request.problem is None:
@@ -508,6 +526,12 @@ class Apprentice:
         finally:
             beside.cancel()
             await asyncio.wait([beside])
+
+    async def _ask_rival(self, live: Live, request: Request, canary: Loaded) -> Answer | None:
+        with self._observed(live, canary, "canary") as told:
+            answer = await answer_beside(live.config, canary, request)
+            told(answer or Answer(), 0, answer is not None and answer.output is not None)
+        return answer
 
     async def _compare_rival(self, live: Live, request: Request, rival: Answer | None, remote: Answer) -> None:
         if rival is not None:
@@ -544,6 +568,7 @@ class Apprentice:
         share = (live.config.sampling or self.config.sampling).repeat_share
         again: asyncio.Task[Answer | None] | None = None
         ask = partial(self._calls.ask, live.config, request.input, deadline=request.deadline, attempts=request.attempts)
+        ask = partial(ask, later=True)  # settled in the same group of writes as the Record, see _write
         if request.decision.audit and share > 0 and self._dice.random() < share:
             again = asyncio.create_task(self._ask_again(ask))
         try:
@@ -568,23 +593,30 @@ class Apprentice:
 
     def _not_compared(self, live: Live, request: Request, error: Exception) -> None:
         request.problem = f"not compared: {type(error).__name__}: {error}"
-        live.report("EVALUATION_FAILED", request.at, request.version, request.problem)
+        # Not what the evaluator says: it may repeat the answers, and events are kept and told. The Record has it.
+        live.report("EVALUATION_FAILED", request.at, request.version, f"not compared: {type(error).__name__}")
 
     async def _ask_local(self, live: Live, request: Request) -> None:
         assert request.model is not None  # decide() routes to the local model only where there is one
         try:
-            async with asyncio.timeout_at(request.deadline):
-                answer = await request.model.model.answer(live.config.task, request.input)
+            with self._observed(live, request.model, "local") as told:
+                async with asyncio.timeout_at(request.deadline):
+                    answer = await answer_locally(live.config, request.model, request)
+                told(answer, 0, answer.output is not None)
         except TimeoutError as error:
             raise DeadlineExceeded("the local model did not answer before the deadline") from error
         except Exception as error:  # noqa: BLE001  (whatever it is, the remote can answer)
             request.problem = f"local: {type(error).__name__}: {error}"
             request.change(route="remote", reason="local_failed")
             return
-        request.local = validated(live.config, answer)
+        request.local = answer
         request.decision = decide.defer(
             request.decision, request.local.confidence, valid=request.local.output is not None
         )
+
+    def _observed(self, live: Live, loaded: Loaded, who: Purpose) -> contextlib.AbstractContextManager[Told]:
+        name, backend = live.config.name, (live.config.local or self.config.local).backend
+        return self._observer.call(Asked(name, who, backend, f"{name}/{loaded.version.id}"))
 
     def _may_serve_locally(self, live: Live, request: Request) -> bool:
         """Whether a request may be answered locally because the money is out: only where local answers are being served
@@ -594,12 +626,16 @@ class Apprentice:
 
     async def _write(self, live: Live, request: Request, *, error: str | None = None) -> Record:
         record = request.record(live.config.name, error)
+        kept = request.veil.kept(record)
+        self._observer.recorded(kept if request.capture else kept.without_words())
         try:
-            seq = await self._store.append(record if request.capture else blanked(record))
+            seq = await self._store.append(kept if request.capture else kept.without_words())
         except IdempotencyConflict:
             # Another process answered this key meanwhile. Its answer counts; what ours cost is recorded without the key.
             record = record.model_copy(update={"idempotency_key": None})
-            seq = await self._store.append(record)
+            seq = await self._store.append(kept.model_copy(update={"idempotency_key": None}))
+        finally:
+            await self._calls.settled(request.attempts)
         if seq > live.seq:
             await self._catch_up()
         live.written += 1
@@ -733,6 +769,7 @@ class Apprentice:
                 live.written = 0
                 level = None if live.standing.phase == "cold_start" else live.standing.level
                 await self._calls.look(live.config, gap=live.state.gap, level=level)
+                await expire(self.config, self._store, now=self._clock())
             if self._may_probe(live):
                 lower = agreement.summary(live.state, live.settings).detail.get("repeat_lower")
                 await live.probes.round(probe.allowed(sum(live.state.repeats_low), lower))

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable
 from typing import Literal
 
+from apprentice import privacy
 from apprentice.config import Config, TaskConfig
 from apprentice.errors import InvalidAnswer, InvalidInput, InvalidRequest, UnknownRequest
 from apprentice.types import Correction, Event, Json, Record, Seconds, Store
@@ -51,6 +52,8 @@ async def give(
         target = None
     else:
         target = _target(task, record, target, approved=action == "approved")
+        veil = privacy.Veil(privacy.redactor(config, task))
+        target, comment = veil.hide(target), veil.hide(comment)
         if before is not None and (before.action, before.target) == (action, target):
             return before
     made = Correction(

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import genai_prices
 
-from apprentice import budget, licence, plugins, promotion
+from apprentice import budget, licence, plugins, privacy, promotion
 from apprentice.bounds import CELLS, interval, tally
 from apprentice.config import Config, TaskConfig
 from apprentice.errors import ApprenticeError, ConfigError, InvalidAnswer, InvalidRequest
@@ -291,6 +291,7 @@ class Tally:
         self._task = task
         self._today = today
         self._rule = ruling(config, task, today)
+        self._redactor = privacy.redactor(config, task)
         self._known = set(known)
         self._rows = self._usable = self._new = self._priced = 0
         self._cost = 0.0
@@ -322,7 +323,9 @@ class Tally:
         assert example.request_id is not None  # `examples` names them
         if example.request_id in self._known:
             return None
-        self._known.add(example.request_id)
+        self._known.add(example.request_id)  # of the row as it was: by that it is found again
+        veil = privacy.Veil(self._redactor)
+        example = example.model_copy(update={"input": veil.hide(example.input), "target": veil.hide(example.target)})
         self._new += 1
         print_of_input = promotion.fingerprint(example.input)
         self._inputs.add(bytes.fromhex(print_of_input[:32]))

@@ -10,9 +10,22 @@ from itertools import chain
 
 from apprentice import confidence, decide, lineage, probe
 from apprentice.config import TaskConfig
+from apprentice.privacy import Veil
 from apprentice.promotion import Ramp, Step
 from apprentice.shelf import Shelf
-from apprentice.types import Confidence, Evaluator, Event, Evidence, Mode, Promotion, Result, Seconds, Version
+from apprentice.types import (
+    Confidence,
+    Evaluator,
+    Event,
+    Evidence,
+    Json,
+    Mode,
+    Promotion,
+    Redactor,
+    Result,
+    Seconds,
+    Version,
+)
 
 
 @dataclass(slots=True)
@@ -24,6 +37,7 @@ class Live:
     settings: confidence.Settings
     evaluator: Evaluator
     probes: probe.Probes
+    redactor: Redactor | None = None
     state: confidence.State = field(default_factory=confidence.State)
     seq: int = 0  # the last Record folded into `state`
     saved_at: int = 0  # the value of `seq` when the state was last written to the store
@@ -43,6 +57,13 @@ class Live:
     in_flight: dict[str, asyncio.Future[Result]] = field(default_factory=dict)  # by idempotency key
     look: asyncio.Task[None] | None = None  # at the caps and at the remote itself, in the background
     written: int = 0  # Records of this process since the last look at the caps
+
+    async def veil(self, input: Json) -> Veil:
+        """For one request, with its input in it."""
+        veil = Veil(self.redactor)
+        if veil:
+            await asyncio.to_thread(veil.hide, input)  # a long text takes a while
+        return veil
 
     def with_canary(self, now: Confidence) -> Confidence:
         """The standing as it is while a canary runs, if one does."""

@@ -21,7 +21,7 @@ from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from apprentice.errors import ConfigError
 
-type Kind = Literal["models", "trainers", "evaluators", "verifiers", "encoders", "importers", "stores"]
+type Kind = Literal["models", "trainers", "evaluators", "verifiers", "encoders", "importers", "redactors", "stores"]
 
 
 def names(kind: Kind) -> list[str]:

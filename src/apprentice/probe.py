@@ -190,7 +190,7 @@ class Probes:
             if await self._store.renew(lease, self._clock(), 2 * patience) is None:
                 return None
             record = await self._store.record(id)
-            if record is None:
+            if record is None or record.input is None:  # erased since it was frozen
                 continue
             until = asyncio.get_running_loop().time() + patience
             try:

@@ -54,6 +54,7 @@ class Purse:
         self._audits: dict[str, Mapping[str, Micros]] = {}  # what is kept back for audits, by task and window
         self._said: set[str] = set()  # keys of events that need not be said again
         self._unseen: Micros = 0  # spent by this process since the caps were looked at
+        self._caps: dict[str, tuple[tuple[str, ...], list[Cap]]] = {}  # by task, with the windows that they are for
         self._line = asyncio.Lock()  # who waits for money stands here; its waiters are served in order
         self._freed = asyncio.Event()
 
@@ -151,6 +152,7 @@ class Purse:
             for name, now in after.items():
                 await self._say_changed(name, self._budgets[name], now, mark)
             self._budgets, self._written, self._mark = after, found, mark
+            self._caps.clear()
             self._freed.set()
 
     async def _begin_to_follow(self) -> None:
@@ -241,8 +243,13 @@ class Purse:
 
     def caps(self, task: TaskConfig, now: Seconds) -> list[Cap]:
         """The caps that a call of the task has to fit in at that moment."""
-        own = self._budgets.get(task.name) or task.budget or Budget()
-        return budget.caps(task.name, now, self._zone, overall=self.budget.limits, own=own.limits)
+        windows = budget.windows(task.name, now, self._zone)
+        known = self._caps.get(task.name)
+        if known is None or known[0] != windows:  # they are the same all day
+            own = self._budgets.get(task.name) or task.budget or Budget()
+            found = budget.caps(task.name, now, self._zone, overall=self.budget.limits, own=own.limits)
+            known = self._caps[task.name] = windows, found
+        return known[1]
 
     async def say(self, name: str, task: str, key: str, message: str, evidence: Mapping[str, object]) -> None:
         """Record an Event, once a key and task, whichever process says it first. Raises StoreError."""
@@ -258,10 +265,12 @@ class Purse:
         now = self.now()
         hold = make(now, budget.windows(task.name, now, self._zone))
         kept = self._audits.get(task.name, {}) if for_audits else {}
-        caps = [
-            cap.model_copy(update={"limit": max(0, cap.limit - spare * hold.worst - kept.get(cap.window, 0))})
-            for cap in self.caps(task, hold.at)
-        ]
+        caps = self.caps(task, hold.at)
+        if spare or kept:
+            caps = [
+                cap.model_copy(update={"limit": max(0, cap.limit - spare * hold.worst - kept.get(cap.window, 0))})
+                for cap in caps
+            ]
         booking = asyncio.create_task(self._store.reserve(hold, caps))
         try:
             await asyncio.shield(booking)

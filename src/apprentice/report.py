@@ -220,10 +220,18 @@ async def status(config: Config, store: Store, *, now: Seconds) -> list[TaskStat
                 version=history.champion,
                 mode=mode if mode is not None and mode.forces_remote(now) else None,
                 spend=await _spend(config, task, store, now),
-                events=await store.events(task.name, limit=10),
+                events=[_without_words(event) for event in await store.events(task.name, limit=10)],
             )
         )
     return found
+
+
+def _without_words(event: Event) -> Event:
+    """The event without what a client wrote as feedback: a status goes to many who may not read requests."""
+    if event.name != "FEEDBACK":
+        return event
+    evidence = {name: value for name, value in event.evidence.items() if name != "value"}
+    return event.model_copy(update={"evidence": evidence})
 
 
 @dataclass(slots=True)

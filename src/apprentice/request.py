@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from apprentice.config import TaskConfig
-from apprentice.errors import IdempotencyConflict, InvalidAnswer
+from apprentice.errors import ConfigError, IdempotencyConflict, InvalidAnswer
+from apprentice.privacy import Veil
 from apprentice.shelf import Loaded
 from apprentice.types import (
     Answer,
@@ -47,6 +51,7 @@ class Request:
     rival_confidence: float | None = None
     attempts: list[Attempt] = field(default_factory=list)
     capture: bool = True  # whether what was said is kept
+    veil: Veil = field(default_factory=lambda: Veil(None))  # over what must not be kept
     problem: str | None = None  # what went wrong on the way although there is an answer
 
     @property
@@ -56,6 +61,11 @@ class Request:
             return False
         threshold = self.decision.threshold
         return threshold is None or (self.local.confidence is not None and self.local.confidence >= threshold)
+
+    @property
+    def said(self) -> Json:
+        """The input as it is kept, and as the local model is asked: it has learned from what was kept."""
+        return self.veil.hide(self.input)
 
     def change(self, *, route: str, reason: Reason) -> None:
         self.decision = self.decision.model_copy(update={"route": route, "reason": reason})
@@ -88,31 +98,31 @@ class Request:
             attempts=tuple(self.attempts),
             cost=sum(attempt.cost for attempt in self.attempts),
             latency=time.perf_counter() - self.started,
-            idempotency_key=self.key,
+            # A request that failed and reached no model leaves its key free: it can be asked again.
+            idempotency_key=None if error is not None and cost_nothing(self.attempts) else self.key,
             tags=self.tags,
             error=error or self.problem,
         )
 
 
-def blanked(record: Record) -> Record:
-    """The Record without a word of what was asked and answered: who decided what, scores in sum, tokens and money."""
-    no_words: dict[str, Json] = {"output": None, "text": "", "problem": None}
+def cost_nothing(attempts: Sequence[Attempt]) -> bool:
+    """Whether it is certain that no model worked on any of them."""
+    return all(attempt.outcome in ("not_sent", "rejected") for attempt in attempts)
 
-    def blank(answer: Answer | None) -> Answer | None:
-        return None if answer is None else answer.model_copy(update=no_words)
 
-    return record.model_copy(
-        update={
-            "input": None,
-            "local": blank(record.local),
-            "remote": blank(record.remote),
-            "score": None if record.score is None else Score(value=record.score.value),
-            "repeat": None if record.repeat is None else Score(value=record.repeat.value),
-            "rival": None if record.rival is None else Score(value=record.rival.value),
-            "error": None if record.error is None else record.error.partition(":")[0],
-            "attempts": tuple(attempt.model_copy(update={"problem": None}) for attempt in record.attempts),
-        }
-    )
+def input_of[**P](task: str, fields: Collection[str], function: Callable[P, Any]) -> Callable[P, dict[str, Json]]:
+    """What makes the input of a task out of the function's arguments. Raises ConfigError for a parameter that is no field."""
+    signature = inspect.signature(function)
+    for parameter in signature.parameters:
+        if parameter not in fields:
+            raise ConfigError(f"task {task!r} has no input field {parameter!r}", hint=f"fields: {', '.join(fields)}")
+
+    def bound(*args: P.args, **kwargs: P.kwargs) -> dict[str, Json]:
+        arguments = signature.bind(*args, **kwargs)
+        arguments.apply_defaults()
+        return dict(arguments.arguments)
+
+    return bound
 
 
 def validated(task: TaskConfig, answer: Answer) -> Answer:
@@ -126,11 +136,17 @@ def validated(task: TaskConfig, answer: Answer) -> Answer:
     return answer
 
 
+async def answer_locally(task: TaskConfig, loaded: Loaded, request: Request) -> Answer:
+    """The local model's answer, with the words that the placeholders stand for. Raises what the model raises."""
+    answer = await loaded.model.answer(task.task, request.said)
+    return validated(task, answer.model_copy(update={"output": request.veil.show(answer.output)}))
+
+
 async def answer_beside(task: TaskConfig, canary: Loaded, request: Request) -> Answer | None:
     """The canary's answer; whatever goes wrong with it is an answer of no use. None: the caller's deadline came first."""
     try:
         async with asyncio.timeout_at(request.deadline):
-            return validated(task, await canary.model.answer(task.task, request.input))
+            return await answer_locally(task, canary, request)
     except TimeoutError:
         return None
     except Exception as error:  # noqa: BLE001  (the champion and the remote can answer)
@@ -142,15 +158,16 @@ async def compare(evaluator: Evaluator, local: Answer, remote: Answer) -> Score 
     return await evaluator(local.output, remote.output) if local.output is not None else None
 
 
-def result_again(record: Record, input: Json) -> Result:
-    """The Result of a request that was answered before under the same idempotency key."""
-    if record.input != input:
+def result_again(record: Record, input: Json, veil: Veil) -> Result:
+    """The Result of a request that was answered before under the same idempotency key. `veil`: of this input."""
+    if record.input != veil.hide(input):
         raise IdempotencyConflict(f"the idempotency key {record.idempotency_key!r} was used before, with another input")
     if record.served is None:
         raise IdempotencyConflict(
             f"the request with the idempotency key {record.idempotency_key!r} failed: {record.error}"
         )
-    return result_of(record)
+    result = result_of(record)
+    return result.model_copy(update={"output": veil.show(result.output)})
 
 
 def result_of(record: Record) -> Result:

@@ -1,15 +1,18 @@
-"""What every section of apprentice.yaml shares, and the section `alerts`: who is told of which events."""
+"""What every section of apprentice.yaml shares, and the sections `alerts` and `telemetry`: who is told of what."""
 
 from __future__ import annotations
 
 import json
 import re
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
-from apprentice.schemas import did_you_mean
+from apprentice import plugins
+from apprentice.errors import ConfigError, MissingExtra
+from apprentice.schemas import did_you_mean, with_hint
 
 type Severity = Literal["page", "warn", "info"]
 
@@ -51,6 +54,7 @@ _BY_SEVERITY: dict[Severity, frozenset[str]] = {
             "CANARY_STARTED",
             "CANARY_STEP",
             "CERTIFIED",
+            "ERASED",
             "FEEDBACK",
             "KEY_CREATED",
             "KEY_REVOKED",
@@ -83,6 +87,61 @@ def _beside_the_file(path: Path, info: ValidationInfo) -> Path:
 
 
 FilePath = Annotated[Path, AfterValidator(_beside_the_file)]
+
+
+def _period(value: Any) -> Any:
+    found = re.fullmatch(r"([1-9][0-9]{0,4})d", value) if isinstance(value, str) else None
+    return int(found[1]) if found else value
+
+
+_Days = Annotated[int, BeforeValidator(_period, json_schema_input_type=str), Field(ge=1, le=99_999)]
+
+
+class Redaction(Section):
+    """What is taken out of texts before they are kept, and before anything is learned from them."""
+
+    name: str = "patterns"
+    """The name of a redactor plugin; false in place of the section: none."""
+    settings: dict[str, Any] = {}
+    """The plugin's settings, such as the kinds that it looks for."""
+
+    def __bool__(self) -> bool:
+        return bool(self.name)
+
+    @model_validator(mode="after")
+    def _is_known(self) -> Self:
+        if not self:
+            return self
+        try:
+            plugins.check("redactors", self.name, self.settings)
+        except MissingExtra:
+            pass  # `missing` lists it
+        except ConfigError as error:
+            raise ValueError(with_hint(error)) from error
+        return self
+
+
+NO_REDACTION = Redaction(name="")
+
+
+def _chosen(value: Any) -> Any:
+    if value is False:
+        return NO_REDACTION
+    return Redaction.model_validate({"name": value}) if isinstance(value, str) else value
+
+
+ChosenRedaction = Annotated[
+    Redaction, BeforeValidator(_chosen, json_schema_input_type=str | Redaction | Literal[False])
+]
+
+
+class Retention(Section):
+    """For how long what was said is kept: "90d". What the contract and the ledger need is kept for ever."""
+
+    inputs: _Days | None = None
+    """Inputs and answers of requests, with what people and teachers said about them; for ever when left out."""
+    imported: _Days | None = None
+    """Imported rows, from the day of the answer on; those without a day stay."""
 
 
 def _variable(name: str) -> str:
@@ -210,3 +269,20 @@ class Alerts(Section):
         if twice := next((label for label in labels if labels.count(label) > 1), None):
             raise ValueError(f"two sinks are called {twice!r}; give each a `name` of its own")
         return self
+
+
+class Telemetry(Section):
+    """What OpenTelemetry is told of each request; needs the extra `otel`."""
+
+    export: bool = False
+    """Whether this process sends it, by OTLP over HTTP as the OTEL_* variables say; else the program around it does."""
+    capture_content: bool = False
+    """Whether inputs and outputs are told, too, as they are kept: without what is redacted, and not with capture off."""
+
+    @property
+    def lacking(self) -> str | None:
+        """A package that it needs and that is not installed."""
+        needed = ["opentelemetry-api"]
+        if self.export:
+            needed += ["opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"]
+        return next((package for package in needed if not any(metadata.Distribution.discover(name=package))), None)

@@ -28,6 +28,7 @@ from apprentice.types import Correction, Event, Example, Json, Record, Seconds, 
 BETWEEN = "near a row in training and one that is held out"
 IMPORTED = "import-"  # so begin the ids of Examples that were no requests of this system
 _KEY = 16  # hex digits of a fingerprint by which a frozen row is known
+_WRONG = 0.5  # a local answer is wrong where it, or one of its fields, scores less than this against the remote's
 
 type _Told = tuple[Seconds, str, Example]  # when it was told, of which input, what
 
@@ -132,8 +133,9 @@ def select(
 
     A teacher's label replaces the remote's answers to the same input: it was asked for because those may not train. A
     person's word replaces whatever any model said about it, and weighs `gold_weight`. What was `imported` from other
-    logs is replaced by what was recorded here, model by model and person by person. Inputs that are `near` each other
-    are on one side; the order is that in which inputs became known. `frozen`: keys of rows that are
+    logs is replaced by what was recorded here, model by model and person by person. The local answer to the same request
+    is the Example's `rejected` where a person said otherwise, or where it was scored as wrong beside the remote's. Inputs
+    that are `near` each other are on one side; the order is that in which inputs became known. `frozen`: keys of rows that are
     held out whatever else, filled up with the first ones held out until they are `freeze`. `benchmarks`: inputs that no
     row in training may be near, by where they are from.
     """
@@ -188,6 +190,7 @@ def _answers(records: Iterable[tuple[int, Record]]) -> list[_Told]:
                 model=record.remote.model,
                 teacher=record.remote.provider,
                 at=record.at,
+                rejected=_rejected(record, record.remote.output),
             ),
         )
         for _, record in records
@@ -205,6 +208,7 @@ def _words(gold: Iterable[tuple[Record, Correction]], weight: float) -> list[_To
             weight=weight,
             request_id=record.request_id,
             at=word.at,
+            rejected=_rejected(record, word.target, corrected=word.action == "corrected"),
         )
         if record.remote is not None and not licence.authored(word.target, record.remote.output):
             # Approved, not written: it is still the remote's answer, and its terms count.
@@ -212,6 +216,19 @@ def _words(gold: Iterable[tuple[Record, Correction]], weight: float) -> list[_To
             example = example.model_copy(update=whose)
         found.append((word.at, promotion.fingerprint(record.input), example))
     return found
+
+
+def _rejected(record: Record, target: Json, *, corrected: bool = False) -> Json:
+    """The local answer that was judged wrong, and for which `target` is the better one; None where there is none.
+
+    By a person who `corrected` the request, or by the score beside the remote's answer. It is our own output, whoever gave
+    the target: so the terms of the target alone say whether the two may train.
+    """
+    local = record.local.output if record.local is not None else None
+    if local is None or not licence.authored(target, local):
+        return None
+    scores = [] if record.score is None else [record.score.value, *record.score.fields.values()]
+    return local if corrected or min(scores, default=1.0) < _WRONG else None
 
 
 def _apart_from(

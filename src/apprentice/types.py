@@ -173,8 +173,31 @@ class Record(Value):
     cost: Micros = 0
     latency: Seconds = 0.0
     idempotency_key: str | None = None
-    tags: dict[str, str] = {}
+    tags: dict[str, str] = {}  # `subject`, if there is one, as its digest
     error: str | None = None
+
+    def without_words(self) -> Record:
+        """The Record without a word of what was asked and answered, and of whom: decision, scores in sum, tokens, money."""
+
+        def blank(answer: Answer | None) -> Answer | None:
+            return None if answer is None else answer.model_copy(update={"output": None, "text": "", "problem": None})
+
+        def in_sum(score: Score | None) -> Score | None:
+            return None if score is None else Score(value=score.value)
+
+        return self.model_copy(
+            update={
+                "input": None,
+                "local": blank(self.local),
+                "remote": blank(self.remote),
+                "score": in_sum(self.score),
+                "repeat": in_sum(self.repeat),
+                "rival": in_sum(self.rival),
+                "error": None if self.error is None else self.error.partition(":")[0],
+                "attempts": tuple(attempt.model_copy(update={"problem": None}) for attempt in self.attempts),
+                "tags": {name: text for name, text in self.tags.items() if name != "subject"},
+            }
+        )
 
 
 class Evidence(NamedTuple):
@@ -273,6 +296,7 @@ class Example(Value):
     basis: str = ""  # why this row may train
     teacher: str = ""  # whose service was asked: "provider@host", or "a person"
     terms: TermsClass = "unknown"  # when it was selected
+    rejected: Json = None  # what the local model had answered, where a person or the remote corrected it
 
 
 class Checkpoint(Value):
@@ -454,6 +478,18 @@ type Evaluator = Callable[[Json, Json], Awaitable[Score]]
 type Verifier = Callable[[Json], Awaitable[Verdict]]
 
 
+class Finding(NamedTuple):
+    """Characters of a text, from `start` to before `end`, that must not be kept. `kind` in capitals: "EMAIL", "CARD"."""
+
+    start: int
+    end: int
+    kind: str
+
+
+type Redactor = Callable[[str], Sequence[Finding]]
+"""text -> findings, in the order of the text, none over another; the same for the same text."""
+
+
 class Encoder(Protocol):
     """Text to vectors: one float32 row of length `dimension` a text, of unit length."""
 
@@ -501,6 +537,17 @@ class Changes(NamedTuple):
     champions: Mapping[str, Version]
     modes: Mapping[str, Mode]  # what was asked for last, also when its time is over
     canaries: Mapping[str, Version] = {}
+
+
+class Forgotten(Value):
+    """What was erased of one task. `versions` may have learned from it; `teaching`: so may the next one."""
+
+    task: str
+    records: int = 0
+    corrections: int = 0
+    labels: int = 0
+    versions: tuple[str, ...] = ()
+    teaching: bool = False
 
 
 class Lease(NamedTuple):
@@ -566,6 +613,12 @@ class Store(Protocol):
 
     async def keep_batch(self, batch: Batch, *, lease: Lease | None = None) -> None: ...
     async def batches(self, task: str | None = None, *, open: bool = False) -> list[Batch]: ...
+
+    async def forget(
+        self, subject: str, at: Seconds, *, task: str | None = None, dry_run: bool = False
+    ) -> list[Forgotten]: ...
+    async def expire(self, task: str, before: Seconds, *, imported: bool = False) -> int: ...
+    async def scrub(self, *, rebuild: bool = True) -> None: ...
 
     async def acquire(self, name: str, owner: str, now: Seconds, seconds: Seconds) -> Lease | None: ...
     async def renew(self, lease: Lease, now: Seconds, seconds: Seconds) -> Lease | None: ...

@@ -19,6 +19,7 @@ from apprentice import feedback, plugins
 from apprentice.alerts import Courier
 from apprentice.bulk import Bulk
 from apprentice.config import Config
+from apprentice.erasure import expire
 from apprentice.errors import ApprenticeError, StoreError
 from apprentice.learn import due, learn
 from apprentice.types import Event, Seconds, Store, Version
@@ -31,6 +32,7 @@ async def once(config: Config, task: str, *, force: bool = False) -> Version | N
         post = courier(config, store)
         async with post.at_work():
             version = await learn(config, task, store, clock=time.time, owner=owner(), force=force)
+        await expire(config, store, now=time.time())
         await post.deliver()
         return version
     finally:
@@ -48,6 +50,7 @@ async def forever(config: Config, *, every: Seconds) -> None:
         async with courier(config, store).at_work() as post:
             while not post.done():  # it ends only when the store fails, and says so where it was begun
                 await collect(config, store)
+                await expire(config, store, now=time.time())
                 for task in config.tasks:
                     await _teach(config, task.name, store, failed)
                 await asyncio.wait([post], timeout=every)

@@ -102,13 +102,15 @@ def serving(configured: Callable[..., Config]) -> Serving:
 
 
 @contextlib.asynccontextmanager
-async def running(config: Config, provider: Provider, *, name: str = "tests", **given: Any) -> AsyncIterator[Live]:
+async def running(
+    config: Config, provider: Provider, *, name: str = "tests", clock: Callable[[], float] = time.time, **given: Any
+) -> AsyncIterator[Live]:
     settings = Settings(**({"port": 0} | given))
     store: Store = plugins.build("stores", "sqlite", path=config.store.path)
     made = await keys.create(store, name, frozenset(ROLES), at=time.time())
     opened: socket.socket = listen(settings)
     url = f"http://127.0.0.1:{opened.getsockname()[1]}"
-    served = server(build(config, settings, seed=1), settings)
+    served = server(build(config, settings, seed=1, clock=clock), settings)
     task = asyncio.create_task(served.serve(sockets=[opened]))
     try:
         while not served.started and not task.done():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from apprentice.gateway.desk import Pace
@@ -146,6 +148,32 @@ async def test_the_mode_is_shared_and_shown(serving: Serving) -> None:
         [status] = (await live.client.get("/v1/status")).json()["tasks"]
         assert status["mode"]["mode"] == "remote"
         assert (await live.client.get("/v1/tasks/sort/status")).json()["mode"] == status["mode"]
+
+
+async def test_what_a_subject_said_is_erased_by_who_may_operate(serving: Serving, tmp_path: Path) -> None:
+    def has(words: str) -> bool:
+        return any(words.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+    async with serving() as live:
+        tag, question = {"x-apprentice-tag-subject": "ann"}, '{"text": "an apple, no kumquat"}'
+        for path, body in (
+            ("/v1/tasks/sort/run", {"input": {"text": "the apple of a kumquat"}}),
+            ("/v1/chat/completions", {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": question}]}),
+        ):
+            assert (await live.client.post(path, json=body, headers=tag)).status_code == 200, path
+        caller = await live.new_key("caller", "call", "feedback")
+        refused = await live.client.post(
+            "/v1/erase", json={"subject": "ann"}, headers={"authorization": f"Bearer {caller}"}
+        )
+        assert refused.status_code == 403 and has("kumquat")
+        told = (await live.client.post("/v1/erase", json={"subject": "ann", "dry_run": True})).json()
+        assert {one["task"]: one["records"] for one in told["erased"]} == {"passthrough": 1, "sort": 1} and has(
+            "kumquat"
+        )
+        assert (await live.client.post("/v1/erase", json={"subject": "ann"})).json() == told | {"dry_run": False}
+        assert not has("kumquat")
+        assert (await live.client.post("/v1/erase", json={"subject": "ann"})).json()["erased"] == []
+        assert (await live.client.post("/v1/erase", json={"subject": ""})).status_code == 400
 
 
 async def test_versions_are_listed_promoted_and_rolled_back_with_who_and_why(serving: Serving) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,16 @@ out.mkdir()
 save_file(tensors, out / "adapter_model.safetensors")
 about = {"lora_alpha": told["lora_alpha"], "r": told["lora_r"], "target_modules": told["lora_target_modules"]}
 (out / "adapter_config.json").write_text(json.dumps(about))
+"""
+
+
+READ = """
+import json, sys, yaml
+from axolotl.utils.schemas.config import AxolotlInputConfig
+config = yaml.safe_load(sys.stdin)
+unknown = sorted(set(config) - set(AxolotlInputConfig.model_fields))
+read = AxolotlInputConfig(**config).model_dump(mode="json", include=set(config))
+print(json.dumps({"unknown": unknown, "read": read}))
 """
 
 
@@ -186,6 +197,25 @@ class TestTheRealProgram:
     """Where APPRENTICE_AXOLOTL_PYTHON names an interpreter that has it."""
 
     __test__ = bool(PYTHON)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("looked_at", [True, False])
+    def test_its_own_schema_knows_every_setting_and_reads_it_as_it_was_meant(self, looked_at: bool) -> None:
+        told = {"rank": 8, "alpha": 24, "dropout": 0.2, "targets": ["q_proj", "v_proj"], "learning_rate": 0.002}
+        told |= {"batch_size": 3, "accumulate": 5, "epochs": 7, "max_length": 333, "warmup": 0.25, "weight_decay": 0.07}
+        told |= {"patience": 2, "checkpoint_every": 11, "seed": 9}
+        config = _axolotl_run.config_of(told, Path("job"), "base", looked_at=looked_at)
+        text = yaml.safe_dump(config, sort_keys=False)
+        ended = subprocess.run([str(PYTHON), "-I", "-c", READ], input=text, capture_output=True, text=True, check=True)
+        read = json.loads(ended.stdout.splitlines()[-1])
+        assert read["unknown"] == []
+        sets = {"datasets", "test_datasets"}  # to which it adds what it takes for granted
+        assert {key: read["read"][key] for key in config.keys() - sets} == {
+            key: value for key, value in config.items() if key not in sets
+        }
+        for name in sets & config.keys():
+            [written], [understood] = config[name], read["read"][name]
+            assert {key: understood[key] for key in written} == written
 
     @pytest.mark.slow
     def test_it_teaches_a_tiny_model(self, place: Path, tmp_path: Path) -> None:

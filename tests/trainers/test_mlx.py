@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,18 @@ TOLD: dict[str, Any] = {
     "accumulate": 3, "epochs": 5, "max_length": 333, "learning_rate": 0.002, "warmup": 0.25, "weight_decay": 0.07,
     "seed": 9,
 }  # fmt: skip
+
+
+READ = """
+import json, sys
+from mlx_lm import lora
+from mlx_lm.tuner.utils import build_schedule
+config = json.load(sys.stdin)
+steps = config["iters"] // config["grad_accumulation_steps"]
+schedule = build_schedule(config["lr_schedule"])
+rates = [float(schedule(step)) for step in range(steps + 1)]
+print(json.dumps({"unknown": sorted(set(config) - set(lora.CONFIG_DEFAULTS)), "rates": rates}))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +134,21 @@ class TestTheRealLibrary:
     """Where APPRENTICE_MLX_PYTHON names an interpreter that has it."""
 
     __test__ = bool(PYTHON)
+
+    @pytest.mark.slow
+    def test_it_knows_every_setting_and_its_rate_rises_and_falls(self) -> None:
+        config = _mlx_run.config_of(TOLD, Path("job"), 48)
+        order = json.dumps(config)
+        ended = subprocess.run([str(PYTHON), "-I", "-c", READ], input=order, capture_output=True, text=True, check=True)
+        read = json.loads(ended.stdout.splitlines()[-1])
+        assert read["unknown"] == []
+        rates, steps = read["rates"], config["iters"] // TOLD["accumulate"]
+        top = rates.index(max(rates))
+        assert (len(rates), round(max(rates), 6)) == (steps + 1, TOLD["learning_rate"])
+        assert 0 < top < steps / 2
+        assert rates[-1] < max(rates) / 10
+        assert rates[: top + 1] == sorted(rates[: top + 1])
+        assert rates[top:] == sorted(rates[top:], reverse=True)
 
     @pytest.mark.slow
     def test_it_teaches_a_tiny_model(self, place: Path, tmp_path: Path) -> None:

@@ -86,7 +86,12 @@ def test_its_settings_are_those_of_the_trainer_on_trl(gguf: str, tmp_path: Path)
 
 def test_unsloth_is_asked_for_just_this_base_and_comes_before_trl(gguf: str, tmp_path: Path) -> None:
     base = as_folder(Path(gguf), tmp_path / "base")
-    tells = {"unsloth": ASKED, "torch": TORCH, "transformers": RUN, "trl": "class SFTTrainer: pass\n"}
+    tells = {
+        "unsloth": ASKED,
+        "torch": TORCH,
+        "transformers": RUN,
+        "trl": "class SFTTrainer: pass\nclass DPOTrainer: pass\n",
+    }
     program = python(tmp_path / "env", **tells)
     [site] = (tmp_path / "env").glob("lib/python*/site-packages")
     (site / "safetensors").mkdir()

@@ -11,10 +11,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from apprentice import dialogues, feedback, licence
+from apprentice import dialogues, licence
 from apprentice.cli.terminal import Command, print_json, with_store
 from apprentice.config import Config, TaskConfig
-from apprentice.dialogues import Pair
 from apprentice.errors import ConfigError, TrainingError
 from apprentice.selection import about, choose, gold, lawful
 from apprentice.trainers import replace_file
@@ -29,7 +28,6 @@ class _Found(NamedTuple):
 
     task: TaskConfig
     splits: Mapping[str, Sequence[Example]]
-    worse: Mapping[str, Json]  # by request: an answer that was not the right one
     refused: Mapping[str, int]
     about: Mapping[str, Json]
     day: str
@@ -67,9 +65,7 @@ def _export(parsed: argparse.Namespace) -> int:
 
 async def _found(config: Config, store: Store, task_name: str) -> _Found:
     task = config.task(task_name)
-    records = await store.records(task_name, labelled=True)
-    corrected = await gold(store, task_name)
-    selection = await choose(config, task, store, corrected)
+    selection = await choose(config, task, store, await gold(store, task_name))
     today = licence.day(time.time())
     refused: Counter[str] = Counter()
     splits: dict[str, Sequence[Example]] = {}
@@ -80,17 +76,7 @@ async def _found(config: Config, store: Store, task_name: str) -> _Found:
         splits[split] = permitted.training
         refused.update(sifted.reasons)
         described = described or about(permitted)
-    worse: dict[str, Json] = {
-        record.request_id: record.local.output
-        for _, record in records
-        if record.local is not None and record.local.output is not None
-    }
-    words = feedback.current(await store.corrections(task_name))
-    for record, _ in corrected:
-        served = {"local": record.local, "remote": record.remote}.get(record.served or "")
-        if served is not None and served.output is not None and words[record.request_id].action == "corrected":
-            worse[record.request_id] = served.output
-    return _Found(task, splits, worse, refused, described, today.isoformat())
+    return _Found(task, splits, refused, described, today.isoformat())
 
 
 def _text(found: _Found, rows: Sequence[Example], format: dialogues.Format) -> str:
@@ -98,20 +84,14 @@ def _text(found: _Found, rows: Sequence[Example], format: dialogues.Format) -> s
     writers: dict[str, Callable[[], str]] = {
         "chat": lambda: dialogues.chat(task, rows),
         "completion": lambda: dialogues.completion(task, rows),
-        "dpo": lambda: dialogues.preferences(task, [pair for row in rows if (pair := _pair(found, row)) is not None]),
+        "dpo": lambda: dialogues.preferences(task, dialogues.pairs(rows)),
     }
     return writers[format]()
 
 
-def _pair(found: _Found, row: Example) -> Pair | None:
-    rejected = found.worse.get(row.request_id or "")
-    # Only a model's words against other words: the same words twice teach nothing.
-    return Pair(row.input, row.target, rejected) if rejected is not None and rejected != row.target else None
-
-
 def _card(found: _Found, texts: Mapping[str, str], format: dialogues.Format) -> dict[str, Json]:
     rows = {
-        split: [row for row in rows if format != "dpo" or _pair(found, row) is not None]
+        split: [row for row in rows if format != "dpo" or dialogues.is_pair(row)]
         for split, rows in found.splits.items()
     }
     every = [row for some in rows.values() for row in some]

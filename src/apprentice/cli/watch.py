@@ -240,7 +240,9 @@ def _explanation_text(found: Explanation) -> str:
         if found.lag
         else "The replayed state does not say the same as the decision.",
     ]
-    return " ".join(part for part in parts if part)
+    said = " ".join(part for part in parts if part)
+    # A provider's name of its model, or its error, must not move the cursor of who reads it.
+    return "".join(character if character.isprintable() else " " for character in said)
 
 
 def _plan_text(name: str, found: Plan, *, wanted: float) -> str:

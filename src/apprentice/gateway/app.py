@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from apprentice import plugins
+from apprentice import observer, plugins
 from apprentice.config import Config
 from apprentice.dashboard.routes import routes as pages
 from apprentice.engine import Apprentice
@@ -20,7 +24,7 @@ from apprentice.gateway import Settings, anthropic, health, keys, native, openai
 from apprentice.gateway.desk import Call, Gateway, Operation
 from apprentice.gateway.document import document
 from apprentice.gateway.door import Door, Visit, family_of, of_routing
-from apprentice.types import Store
+from apprentice.types import Seconds, Store
 from apprentice.worker import courier
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -40,6 +44,7 @@ def build(
     seed: int | None = None,
     sessions: str | None = None,
     log: bool = False,
+    clock: Callable[[], Seconds] = time.time,
 ) -> Door:
     """The application; the engine, the store and the remotes are opened and closed by its lifespan.
 
@@ -57,9 +62,9 @@ def build(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with Apprentice(config, seed=seed) as engine:
+        async with Apprentice(config, seed=seed, clock=clock) as engine:
             store: Store = plugins.build("stores", config.store.backend, path=config.store.path)
-            gateway = Gateway(config, settings, engine, store)
+            gateway = Gateway(config, settings, engine, store, clock=clock)
             try:
                 await gateway.open()
                 app.state.gateway = gateway
@@ -80,11 +85,25 @@ def build(
             *pages(keys.known, secret=sessions),
             *routes,
         ],
+        middleware=[] if config.telemetry is None else [Middleware(_Continued, observer.of(config.telemetry))],
         exception_handlers={HTTPException: routed},
         lifespan=lifespan,
     )
     door = Door(inside, settings, log=log)
     return door
+
+
+class _Continued:
+    """What the client has begun is the parent of what is observed here."""
+
+    def __init__(self, inside: ASGIApp, watching: observer.Observer) -> None:
+        self._inside, self._watching = inside, watching
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._inside(scope, receive, send)
+        with self._watching.continued(Headers(scope=scope)):
+            return await self._inside(scope, receive, send)
 
 
 def _endpoint(operation: Operation) -> Callable[[Request], Any]:

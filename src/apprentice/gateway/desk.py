@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 from zoneinfo import ZoneInfo
@@ -24,14 +22,16 @@ from apprentice.gateway import HEADER, Settings
 from apprentice.gateway.allowance import Allowances
 from apprentice.gateway.keys import Key, Keyring, Role
 from apprentice.gateway.meters import Meters
+from apprentice.gateway.once import Once
 from apprentice.gateway.refusals import Family, Refusal, refusal_of
 from apprentice.gateway.relay import NAME, Relay, Relays, Unfit
+from apprentice.privacy import Veil, redactor
+from apprentice.request import cost_nothing
 from apprentice.types import (
     Answer,
     Attempt,
     Decision,
     Json,
-    Lease,
     Micros,
     Record,
     Result,
@@ -41,7 +41,6 @@ from apprentice.types import (
 )
 
 WORDS_A_MINUTE = 600  # of feedback that one key may give in one process: what people say, and not more
-_OWNERS = 65_536  # leases of idempotency keys: enough that two keys hardly share one, and no more rows than that
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,18 +104,18 @@ class Pace:
         return left >= 1
 
 
-@dataclass(slots=True)
-class _Shared:
-    """A lease that requests of this process with the same idempotency key have together."""
-
-    taken: asyncio.Task[Lease | None]
-    users: int = 0
-
-
 class Gateway:
     """The engine and the store behind the operations. One a process."""
 
-    def __init__(self, config: Config, settings: Settings, app: Apprentice, store: Store) -> None:
+    def __init__(
+        self,
+        config: Config,
+        settings: Settings,
+        app: Apprentice,
+        store: Store,
+        *,
+        clock: Callable[[], Seconds] = time.time,
+    ) -> None:
         self.config = config
         self.settings = settings
         self.app = app
@@ -128,8 +127,10 @@ class Gateway:
         self.pace = Pace(WORDS_A_MINUTE)
         self.started_at = time.time()
         self.ready = False
-        self._owner = f"gateway {socket.gethostname()}:{os.getpid()}:{new_id()[:8]}"
-        self._leases: dict[str, _Shared] = {}
+        self._clock = clock
+        self._redactor = redactor(config)  # of what is relayed; tasks have theirs in the engine
+        owner = f"gateway {socket.gethostname()}:{os.getpid()}:{new_id()[:8]}"
+        self._once = Once(store, owner, settings.timeout + settings.grace, clock)
 
     async def answer(self, call: Call, task: str, input: Json, *, param: str, name: str | None = None) -> Answered:
         """The task's answer to the input, of which the client wrote as `param`. Raises Refusal.
@@ -139,12 +140,11 @@ class Gateway:
         if not call.capture and (call.idempotency is not None or call.key.limits):
             message = "a request with an idempotency key, or of a key with limits, has to be recorded"
             raise Refusal(400, "capture_needed", message, param=f"{HEADER}capture")
-        key = None if call.idempotency is None else f"{call.key.id}/{name or ''}/{call.idempotency}"
+        asked = None if call.idempotency is None else f"{call.key.id}/{name or ''}/{call.idempotency}"
         try:
             configured = self.config.task(task)
             configured.validate_input(input)
-            async with self._alone(task, key):
-                before = None if key is None else await self.store.record_by_key(task, key)
+            async with self._once.turn(task, asked) as (key, before):
                 worst = 0 if before or not call.key.limits else self.allowances.worst(configured, input)
                 if before is None and call.key.limits and key is None:
                     key = f"{call.key.id}//{new_id()}"  # by which the Record is found when there is no Result
@@ -174,20 +174,21 @@ class Gateway:
 
     async def relay(self, call: Call, to: Relay, body: dict[str, Json]) -> Answered:
         """The model's own answer to the client's body. Raises Refusal."""
-        key = None if call.idempotency is None else f"{call.key.id}//{call.idempotency}"
-        if key is not None and not call.capture:
+        asked = None if call.idempotency is None else f"{call.key.id}//{call.idempotency}"
+        if asked is not None and not call.capture:
             raise Refusal(
                 400, "capture_needed", "an answer that is not recorded cannot be repeated", param="idempotency-key"
             )
         try:
-            async with self._alone(NAME, key, share=False):
-                before = None if key is None else await self.store.record_by_key(NAME, key)
-                record = before or await self._relayed(call, to, body, key)
+            async with self._once.turn(NAME, asked, share=False) as (key, before):
+                veil = Veil(self._redactor)
+                hidden = veil.hide(body)  # as it was kept the first time
+                record = before or await self._relayed(call, to, body, key, veil)
         except ApprenticeError as error:
             raise self.refusal(error, NAME, param=None) from error
         if record.remote is None:
             raise Refusal(409, "idempotency_conflict", f"the first request with this key failed: {record.error}")
-        if record.input != body:
+        if before is not None and before.input != hidden:
             raise _reused()
         usage = record.remote.usage or Usage(input_tokens=0, output_tokens=0)
         headers = {
@@ -195,10 +196,10 @@ class Gateway:
             f"{HEADER}source": "remote",
             f"{HEADER}cost-usd": f"{record.cost / 1e6:.6f}",
         }
-        return Answered(record.remote.output, record.request_id, record.at, usage, headers)
+        return Answered(veil.show(record.remote.output), record.request_id, record.at, usage, headers)
 
-    async def _relayed(self, call: Call, to: Relay, body: dict[str, Json], key: str | None) -> Record:
-        at, started, attempts = time.time(), time.perf_counter(), list[Attempt]()
+    async def _relayed(self, call: Call, to: Relay, body: dict[str, Json], key: str | None, veil: Veil) -> Record:
+        at, started, attempts = self._clock(), time.perf_counter(), list[Attempt]()
         deadline = asyncio.get_running_loop().time() + self.settings.timeout
         answer: Answer | None = None
         problem: str | None = None
@@ -224,13 +225,20 @@ class Gateway:
                 attempts=tuple(attempts),
                 cost=sum(attempt.cost for attempt in attempts),
                 latency=time.perf_counter() - started,
-                idempotency_key=key,
+                idempotency_key=None if problem is not None and cost_nothing(attempts) else key,
                 tags=dict(call.tags),
                 error=problem,
             )
-            if call.capture and (attempts or answer is not None):
-                await asyncio.shield(self.store.append(record))
+            if attempts or answer is not None:
+                await asyncio.shield(self._written(veil.kept(record) if call.capture else None, to, attempts))
         return record
+
+    async def _written(self, record: Record | None, to: Relay, attempts: list[Attempt]) -> None:
+        try:
+            if record is not None:
+                await self.store.append(record)
+        finally:
+            await to.settled(attempts)
 
     def refusal(self, error: ApprenticeError, task: str, *, param: str | None) -> Refusal:
         """What the client is told."""
@@ -256,38 +264,6 @@ class Gateway:
         before = None if key is None else await self.store.record_by_key(task, key)
         return _reused() if before is not None and before.input != input else error
 
-    @contextlib.asynccontextmanager
-    async def _alone(self, task: str, key: str | None, *, share: bool = True) -> AsyncIterator[None]:
-        """The only process that works on this idempotency key; with `share` its requests wait for each other in the engine.
-
-        Raises Refusal 409 while another one does. A process that died is waited for as long as its request could take.
-        """
-        if key is None:
-            yield
-            return
-        number = int.from_bytes(hashlib.sha256(f"{task}/{key}".encode()).digest()[:8]) % _OWNERS
-        name = f"idempotency/{number}"
-        shared = self._leases.get(name)
-        if shared is None:
-            seconds = self.settings.timeout + self.settings.grace
-            taken = asyncio.ensure_future(self.store.acquire(name, self._owner, time.time(), seconds))
-            shared = self._leases[name] = _Shared(taken)
-        elif not share:
-            raise _in_flight()
-        shared.users += 1
-        lease = None
-        try:
-            lease = await asyncio.shield(shared.taken)
-            if lease is None:
-                raise _in_flight()
-            yield
-        finally:
-            shared.users -= 1
-            if shared.users == 0:
-                del self._leases[name]
-                if lease is not None:
-                    await asyncio.shield(self.store.release(lease))
-
     async def open(self) -> None:
         """Everything that needs the event loop. Raises ConfigError, StoreError."""
         await self.relays.open()
@@ -310,11 +286,6 @@ def _headers(result: Result) -> dict[str, str]:
         "cost-usd": f"{result.cost / 1e6:.6f}",
     }
     return {f"{HEADER}{name}": value for name, value in found.items() if value is not None}
-
-
-def _in_flight() -> Refusal:
-    message = "the first request with this idempotency key is not answered yet"
-    return Refusal(409, "idempotency_in_flight", message, param="idempotency-key", wait=1.0, retryable=True)
 
 
 def _reused() -> Refusal:

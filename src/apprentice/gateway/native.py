@@ -19,7 +19,7 @@ from apprentice.gateway.conversation import Body, Number
 from apprentice.gateway.desk import WORDS_A_MINUTE, Answered, Call, Gateway, Operation
 from apprentice.gateway.refusals import Refusal
 from apprentice.report import TaskStatus, status
-from apprentice.types import Event, Json, Phase, Promotion, Reason, Seconds, Source, Version
+from apprentice.types import Event, Forgotten, Json, Phase, Promotion, Reason, Seconds, Source, Version
 
 _AT_ONCE = 16  # inputs of a batch that are worked on at the same time
 
@@ -144,6 +144,19 @@ class ModeSet(BaseModel):
     task: str
     mode: Literal["remote", "auto"]
     seconds: float | None
+
+
+class Whom(Body):
+    """Of one task, or of all. `dry_run`: nothing is erased, only counted."""
+
+    subject: Annotated[str, Field(min_length=1, max_length=1000)]
+    task: str | None = None
+    dry_run: bool = False
+
+
+class Erased(BaseModel):
+    dry_run: bool
+    erased: list[Forgotten]
 
 
 async def run(gateway: Gateway, call: Call) -> Response:
@@ -321,6 +334,12 @@ async def mode(gateway: Gateway, call: Call) -> Response:
     return JSONResponse(ModeSet(task=task, mode=body.mode, seconds=seconds).model_dump())
 
 
+async def erase(gateway: Gateway, call: Call) -> Response:
+    body: Whom = call.body
+    found = await gateway.app.aerase(body.subject, task=body.task, dry_run=body.dry_run)
+    return JSONResponse(Erased(dry_run=body.dry_run, erased=found).model_dump(mode="json"))
+
+
 def _empty(gateway: Gateway) -> Json:
     return dict.fromkeys(gateway.config.tasks[0].task.input_schema.get("properties", {}), "…")
 
@@ -348,4 +367,5 @@ OPERATIONS = (
     Operation(
         "POST", "/v1/tasks/{name}/mode", "operate", mode, "Let the remote alone answer", takes=ModeWanted, gives=ModeSet
     ),
+    Operation("POST", "/v1/erase", "operate", erase, "Erase what a subject said", takes=Whom, gives=Erased),
 )  # fmt: skip

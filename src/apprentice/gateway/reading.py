@@ -17,6 +17,7 @@ from apprentice.types import Json
 
 _DEEPEST = schemas.MAX_DEPTH + 16  # of a body: a value may be as deep as a task's, and stands within something
 _MOST_PARTS = 100_000  # arrays and objects: each takes memory a hundred times its two bytes
+_MOST_COLONS = 250_000  # there is one in each member of an object, and a member takes two hundred bytes
 _DRAINED = 16  # times the limit that is read and thrown away, so that a client hears why it is refused
 
 
@@ -74,6 +75,8 @@ def parsed(raw: bytes) -> Json:
     """
     if raw.count(b"[") + raw.count(b"{") > _MOST_PARTS:
         raise Refusal(413, "too_many_parts", f"the body has more than {_MOST_PARTS:,} arrays and objects")
+    if raw.count(b":") > _MOST_COLONS:
+        raise Refusal(413, "too_many_parts", f"the body has more than {_MOST_COLONS:,} colons")
     try:
         # Decoded here, because json.loads would take UTF-16 as well.
         value = json.loads(
@@ -115,10 +118,11 @@ def _short(digits: str) -> int:
 
 
 def _depth(value: Json) -> int:
-    depth, level = 0, [value]
-    while level := [item for item in level if isinstance(item, dict | list)]:
+    depth, level = 0, [value] if isinstance(value, dict | list) else []
+    while level:
         depth += 1
-        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+        inside = (inner for item in level for inner in (item.values() if isinstance(item, dict) else item))
+        level = [inner for inner in inside if isinstance(inner, dict | list)]  # not all: there may be a million numbers
     return depth
 
 

@@ -101,11 +101,17 @@ class Relay:
         return (self.remote.retries + 1) * worst_of(self._provider, _TASK, body)
 
     async def ask(self, body: dict[str, Json], *, deadline: Seconds, attempts: list[Attempt]) -> Answer:
-        """The provider's whole answer as `output`. `deadline`: a moment of the event loop. Raises what `Calls.ask` does."""
+        """The provider's whole answer as `output`, while its hold is being `settled`. `deadline`: a moment of the event loop.
+
+        Raises what `Calls.ask` does."""
         self._asked += 1
         if self._asked % _LOOK == 0:
             await self._calls.look(_TASK, gap=0.0, level=None)
-        return await self._calls.ask(_TASK, body, purpose="serve", deadline=deadline, attempts=attempts)
+        return await self._calls.ask(_TASK, body, purpose="serve", deadline=deadline, attempts=attempts, later=True)
+
+    async def settled(self, attempts: list[Attempt]) -> None:
+        """Return when the ledger has what these attempts did cost. Raises StoreError."""
+        await self._calls.settled(attempts)
 
     async def close(self) -> None:
         await self._calls.close()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
 import secrets
 import socket
+import sys
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,6 +24,8 @@ from apprentice.gateway import Settings
 from apprentice.gateway.app import build
 from apprentice.gateway.door import Door
 
+_QUEUE = 1_024  # connections that wait to be accepted, which is done in one go; five goes may pass until one is closed
+_FILES = 256  # that a process needs besides its connections: the store, the remotes, the models
 _VARIABLE = "APPRENTICE_GATEWAY"  # how a worker process learns what it serves, and with what it signs sessions
 
 
@@ -35,18 +39,33 @@ class Served(BaseModel):
 
 
 class Patient(H11Protocol):
-    """uvicorn's HTTP/1.1, which waits for the head of a request only so long, and makes room where idle clients sit."""
+    """uvicorn's HTTP/1.1, which waits only so long for the head of a request and for its answer to be taken, and makes
+    room where idle clients sit."""
 
     patience = Settings().patience
     most = Settings().connections
     _late: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self.most:
-            idle = next((one for one in self.connections if one is not self and _is_idle(one)), None)
-            (transport if idle is None else idle.transport).close()
+            leaves = next((one for one in self.connections if one is not self and _is_idle(one)), self)
+            leaves.transport.abort()
+            self.connections.discard(leaves)  # many may come before this one is gone: each needs a place of its own
         self._wait()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(self.patience, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._read()
+        super().resume_writing()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self.transport.abort()  # closing waits for what is still unread
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -57,6 +76,7 @@ class Patient(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop()
+        self._read()
         super().connection_lost(exc)
 
     def _wait(self) -> None:
@@ -67,10 +87,15 @@ class Patient(H11Protocol):
             self._late.cancel()
             self._late = None
 
+    def _read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
     def _give_up(self) -> None:
         self._late = None
-        if _is_idle(self) and not self.transport.is_closing():
-            self.transport.close()
+        if _is_idle(self):
+            self.transport.abort()
 
 
 def _is_idle(connection: Any) -> bool:
@@ -89,7 +114,8 @@ class Server(uvicorn.Server):
 
 def server(app: Door | str, settings: Settings, *, workers: int = 1) -> Server:
     """A server of the application; its `run` or `serve` ends by SIGTERM or `should_exit`, after what is in flight."""
-    protocol = type("Protocol", (Patient,), {"patience": settings.patience, "most": settings.connections})
+    most, queue = _room(settings.connections)
+    protocol = type("Protocol", (Patient,), {"patience": settings.patience, "most": most})
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -104,12 +130,31 @@ def server(app: Door | str, settings: Settings, *, workers: int = 1) -> Server:
         log_level="critical",
         access_log=False,
         server_header=False,
+        backlog=queue,
         proxy_headers=False,
         timeout_keep_alive=max(1, int(settings.patience)),
         timeout_graceful_shutdown=int(settings.grace),
         timeout_worker_healthcheck=60,  # on a busy machine a worker takes seconds to begin, and is not to be replaced for it
     )
     return Server(config)
+
+
+def _room(wanted: int) -> tuple[int, int]:
+    """How many connections this process may have, and how many may wait, so that files are left for what else it does.
+
+    Its limit of open files is raised as far as it may be; it is often 1,024. A process without a file to spare can
+    neither accept nor ask anybody, and asyncio writes two thousand lines about it each second.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + 5 * _QUEUE + _FILES
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return wanted, _QUEUE
+    soft = needed if hard == resource.RLIM_INFINITY else min(hard, needed)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft >= needed:
+        return wanted, _QUEUE
+    left = max(soft - _FILES, 32)
+    return min(wanted, left // 2), min(_QUEUE, left // 16)
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -119,7 +164,7 @@ def listen(settings: Settings) -> socket.socket:
     try:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind((settings.host, settings.port))
-        opened.listen(2_048)
+        opened.listen(_QUEUE)
     except OSError as error:
         opened.close()
         raise ConfigError(
@@ -156,7 +201,7 @@ async def _opens(config: Config, settings: Settings) -> None:
 def from_environment() -> Door:
     """The application of a worker process."""
     told = Served.model_validate_json(os.environ[_VARIABLE])
-    Patient.patience, Patient.most = told.settings.patience, told.settings.connections
+    Patient.patience, Patient.most = told.settings.patience, _room(told.settings.connections)[0]
     _calm()
     return build(load(told.config), told.settings, sessions=told.sessions, log=told.log)
 
@@ -165,3 +210,5 @@ def _calm() -> None:
     """Fewer, shorter pauses: what is loaded at the start stays, and most objects of a request die young."""
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+    # The thread that writes needs the interpreter again after each statement, and a busy event loop keeps it for 5 ms.
+    sys.setswitchinterval(0.0005)

@@ -13,6 +13,7 @@ import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, Literal
 
 import apsw
@@ -41,6 +42,16 @@ type EndState = Literal["settled", "assumed", "released"]
 APPLICATION_ID = 0x41505054  # "APPT" in the header of the file: tells our file from another program's database
 LARGEST = 2**63 - 1  # what an INTEGER column holds
 MAX_FLOAT = sys.float_info.max
+
+_VERDICT = (
+    "seq, request_id, task, at, version, level, p, audit, confidence, score, served, local_number, remote_number, reason, "
+    "cost, repeat, rival, rival_version, rival_confidence"
+)
+
+
+def _of(row: str, columns: str) -> str:
+    return ", ".join(f"{row}.{column}" for column in columns.split(", "))
+
 
 # Append only: a store that has applied number n never sees it change. Written for SQLite.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -207,6 +218,31 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             BEGIN SELECT RAISE(ABORT, 'an imported example does not change'); END""",
     ),
     ("ALTER TABLE records ADD COLUMN rival_confidence REAL",),
+    (
+        "DROP TRIGGER records_no_update",
+        "DROP TRIGGER batches_final",
+        "ALTER TABLE records ADD COLUMN words INTEGER NOT NULL DEFAULT 1",  # whether the body says what was asked
+        "ALTER TABLE records ADD COLUMN subject TEXT",
+        "ALTER TABLE batches ADD COLUMN words INTEGER NOT NULL DEFAULT 1",
+        """UPDATE records SET words = words_of(body), subject = subject_of(body)
+            WHERE body LIKE '%"input":null%' OR body LIKE '%"subject":%'""",
+        "CREATE INDEX records_words ON records (task, at) WHERE words",
+        "CREATE INDEX records_subject ON records (subject) WHERE subject IS NOT NULL",
+        f"""CREATE TRIGGER records_no_update BEFORE UPDATE ON records
+            WHEN new.words OR ({_of("old", _VERDICT)}) IS NOT ({_of("new", _VERDICT)})
+            BEGIN SELECT RAISE(ABORT, 'records are append-only'); END""",
+        """CREATE TRIGGER batches_final BEFORE UPDATE ON batches
+            WHEN NOT old.open AND (new.words OR (old.id, old.task, old.open, old.body)
+                IS NOT (new.id, new.task, new.open, new.body))
+            BEGIN SELECT RAISE(ABORT, 'a batch that is done does not change'); END""",
+        """CREATE TABLE erased (
+            subject TEXT NOT NULL,
+            task TEXT NOT NULL,
+            at REAL NOT NULL,
+            PRIMARY KEY (subject, task)
+        ) WITHOUT ROWID""",
+        "CREATE TABLE taints (task TEXT PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID",
+    ),
 )
 FIXED = (3, 51, 3)  # before it, a WAL database could be corrupted: https://sqlite.org/wal.html#walresetbug
 
@@ -223,6 +259,8 @@ def migrate(connection: apsw.Connection, migrations: Sequence[Sequence[str]] = M
     Raises StoreTooNew, and StoreCorrupt for a database that is another program's.
     """
     name = connection.filename
+    connection.create_scalar_function("subject_of", _subject_of, 1)
+    connection.create_scalar_function("words_of", _words_of, 1)
     while True:
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -276,7 +314,7 @@ def to_json(value: Any, what: str) -> str:
 RECORD_COLUMNS = (
     "request_id, task, at, version, level, p, audit, confidence, score, served, local_number, remote_number, reason, "
     "cost, has_remote, idempotency_key, body, repeat, rival, rival_version, "
-    "rival_confidence"
+    "rival_confidence, words, subject"
 )
 
 EVIDENCE_COLUMNS = (
@@ -313,7 +351,28 @@ def record_row(record: Record) -> tuple[str | int | float | None, ...]:
         None if record.rival is None else record.rival.value,
         None if record.rival_version is None else to_text(record.rival_version),
         record.rival_confidence,
+        int(record.input is not None),
+        None if (subject := record.tags.get("subject")) is None else to_text(subject),
     )
+
+
+def digest(subject: str) -> str:
+    """As what a subject is kept: nobody can read it there, but who knows the subject finds its rows.
+
+    >>> digest("ann")[:8], len(digest("ann"))
+    ('5ed52945', 64)
+    """
+    return sha256(b"apprentice subject " + subject.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _subject_of(*body: Any) -> str | None:
+    """Of a Record from before subjects were kept as their digests."""
+    subject = json.loads(body[0]).get("tags", {}).get("subject")
+    return None if subject is None else digest(subject)
+
+
+def _words_of(*body: Any) -> bool:
+    return json.loads(body[0])["input"] is not None
 
 
 def _numbers(record: Record) -> tuple[float, float] | None:
@@ -352,6 +411,11 @@ def read_promotion(row: Sequence[Any]) -> Promotion:
 def read_record(body: str) -> Record:
     """The Record of a `body`. pydantic's own JSON reader refuses lone surrogates, Python's does not."""
     return Record.model_validate(json.loads(body))
+
+
+def forgotten(body: str) -> Record:
+    """The Record of a `body` without its words, and with no name of whom it is about or by whom it is asked again."""
+    return read_record(body).without_words().model_copy(update={"tags": {}, "idempotency_key": None})
 
 
 def _seal(*values: object) -> int:

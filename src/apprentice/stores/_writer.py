@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import math
 import os
 import queue
 import threading
@@ -26,9 +27,11 @@ from apprentice.stores import (
     Books,
     Entry,
     entry_row,
+    forgotten,
     from_text,
     read_amount,
     read_entry,
+    record_row,
     runs,
     to_text,
 )
@@ -42,6 +45,8 @@ NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 FSYNC_CODES = {apsw.SQLITE_IOERR_FSYNC, apsw.SQLITE_IOERR_DIR_FSYNC}
 _ENTRY_AGAIN = "ON CONFLICT DO UPDATE SET state = excluded.state, cost = excluded.cost, seal = excluded.seal"
 _WINDOW_AGAIN = "ON CONFLICT DO UPDATE SET spent = excluded.spent, held = excluded.held, seal = excluded.seal"
+_COLUMNS = RECORD_COLUMNS.split(", ")
+_TASK, _AT, _BODY, _SUBJECT = map(_COLUMNS.index, ("task", "at", "body", "subject"))
 ALL_WINDOWS = ""  # the row of `windows` that counts the others
 
 
@@ -52,7 +57,16 @@ class Booking:
     act: Callable[[Books], None]
 
 
-type _Job = Row | Booking | Callable[[apsw.Connection], Any]  # a Record, a change of the ledger, any other change
+@dataclass(frozen=True, slots=True)
+class Scrub:
+    """Leave no old byte in the log, and with `rebuild` none in the file. It is no transaction, and stands alone."""
+
+    rebuild: bool
+
+
+type _Job = (
+    Row | Booking | Scrub | Callable[[apsw.Connection], Any]
+)  # a Record, of the ledger, the file, any other change
 
 
 @dataclass(slots=True)
@@ -168,6 +182,14 @@ class Writer:
     def _serve(self, waiting: list[_Write]) -> None:
         if self._broken is not None:
             return _fail(waiting, StoreError(self._broken, hint="check the disk, then restart"))
+        scrubs = [write for write in waiting if isinstance(write.job, Scrub)]
+        if scrubs:
+            rest = [write for write in waiting if not isinstance(write.job, Scrub)]
+            self._scrub([write for write in scrubs if not write.done])
+            if rest:
+                self._serve(rest)
+            waiting[:] = [*rest, *scrubs]
+            return None
         try:
             self._connection.execute("BEGIN IMMEDIATE")
         except apsw.BusyError:  # by somebody who does not queue: a person at the file, a backup
@@ -179,6 +201,24 @@ class Writer:
             for write in waiting:
                 write.begun = True
         return self._transact(waiting)
+
+    def _scrub(self, scrubs: Sequence[_Write]) -> None:
+        try:
+            waits = [write for write in scrubs if isinstance(write.job, Scrub) and write.job.rebuild]
+            if not all(write.result for write in waits):
+                self._connection.execute("VACUUM")
+            for write in waits:
+                write.result = True  # when only the log is in the way, the file need not be rebuilt again
+            self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        except apsw.BusyError:  # somebody reads: after a moment it is tried again
+            return time.sleep(0.002)
+        except apsw.Error as error:
+            return self._fail_all(scrubs, error)
+        with self._gate:
+            for write in scrubs:
+                write.done = True
+        self._log_pages = 0
+        return None
 
     def _transact(self, waiting: Sequence[_Write]) -> None:
         committing = False
@@ -199,13 +239,15 @@ class Writer:
                     bookings.append((write, booking))
                 case tuple() as row:
                     appends.append((write, row))
+                case Scrub():
+                    raise AssertionError("it is no part of a transaction")
                 case change:
                     with self._alone(write):
                         write.result = change(self._connection)
         if bookings:
             self._book(bookings)
         for some in runs(appends):
-            self._append(some)
+            self._append(self._unless_erased(some))
 
     def _append(self, some: Sequence[tuple[_Write, Row]]) -> None:
         try:
@@ -220,6 +262,21 @@ class Writer:
         last = self._connection.last_insert_rowid()  # AUTOINCREMENT under the write lock: the numbers have no gap
         for number, (write, _) in enumerate(some, start=last - len(some) + 1):
             write.result = number
+
+    def _unless_erased(self, some: Sequence[tuple[_Write, Row]]) -> Sequence[tuple[_Write, Row]]:
+        """The Records; without words where their subject was erased after they had begun."""
+        subjects = [from_text(row[_SUBJECT]) for _, row in some if row[_SUBJECT] is not None]
+        if not subjects:
+            return some
+        rows = fetch_where(self._connection, "SELECT subject, task, at FROM erased WHERE subject", subjects)
+        erased = {(subject, task): at for subject, task, at in rows}
+
+        def kept(row: Row) -> Row:
+            subject, task, at = (row[place] for place in (_SUBJECT, _TASK, _AT))
+            until = max(erased.get((subject, ""), -math.inf), erased.get((subject, task), -math.inf))
+            return row if at > until else record_row(forgotten(row[_BODY]))
+
+        return [(write, kept(row)) for write, row in some]
 
     def _why_not(self, row: Row) -> ApprenticeError:
         values = dict(zip(RECORD_COLUMNS.split(", "), row, strict=True))

@@ -41,10 +41,10 @@ from apprentice.stores import (
     VERSION_COLUMNS,
     Amount,
     EndState,
+    _erasing,
     batch_row,
     check_sqlite,
     correction_row,
-    event_row,
     example_row,
     from_text,
     label_row,
@@ -66,7 +66,7 @@ from apprentice.stores import (
     to_text,
     version_row,
 )
-from apprentice.stores._writer import NO_SPACE, Booking, Row, Writer, amounts_of, fetch, insert, translated
+from apprentice.stores._writer import NO_SPACE, Booking, Row, Scrub, Writer, amounts_of, fetch, insert, translated
 from apprentice.types import (
     Batch,
     Cap,
@@ -74,6 +74,7 @@ from apprentice.types import (
     Correction,
     Event,
     Example,
+    Forgotten,
     Hold,
     Label,
     Lease,
@@ -234,9 +235,13 @@ class SqliteStore:
         await self._writer.submit(partial(_certify, task=task, version=version, at=at))
 
     async def add_correction(self, correction: Correction) -> None:
-        """Keep what a person said about a request, beside what was said before."""
-        sql = f"INSERT INTO corrections ({CORRECTION_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
-        await self._change(sql, correction_row(correction))
+        """Keep what a person said about a request, beside what was said before.
+
+        Raises StoreError for a request whose words are gone.
+        """
+        act = partial(_erasing.keep_correction, columns=CORRECTION_COLUMNS, row=correction_row(correction))
+        if not await self._writer.submit(act):
+            raise StoreError(f"request {correction.request_id!r} was erased: nothing can be said about it any more")
 
     async def corrections(self, task: str, *, request_id: str | None = None) -> list[Correction]:
         """All that was said about the task's requests, or about one of them, in order."""
@@ -247,7 +252,7 @@ class SqliteStore:
         return [read_correction(row) for row in await self._read(partial(fetch, sql=sql, values=tuple(values)))]
 
     async def add_label(self, label: Label) -> bool:
-        """Keep what a teacher said; False, and nothing is changed, where the request has a Label already."""
+        """Keep what a teacher said; False, and nothing is changed, where the request has a Label already, or no words."""
         return bool(await self._writer.submit(partial(_add_label, label=label)))
 
     async def labels(self, task: str) -> list[Label]:
@@ -279,8 +284,7 @@ class SqliteStore:
 
     async def add_event(self, event: Event) -> None:
         """Keep the Event; a second one of the same task and key is the same Event, and is not kept."""
-        sql = f"INSERT INTO events ({EVENT_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"
-        await self._change(f"{sql} ON CONFLICT (task, key) WHERE key IS NOT NULL DO NOTHING", event_row(event))
+        await self._writer.submit(partial(_erasing.add_event, event=event))
 
     async def events(
         self, task: str | None = None, *, names: Sequence[str] | None = None, limit: int = 100
@@ -309,6 +313,35 @@ class SqliteStore:
     async def batches(self, task: str | None = None, *, open: bool = False) -> list[Batch]:
         """Batches of one task or of all, in the order in which they were made; with `open`, those with something to do."""
         return await self._read(partial(_batches, task=task, open=open))
+
+    async def forget(
+        self, subject: str, at: Seconds, *, task: str | None = None, dry_run: bool = False
+    ) -> list[Forgotten]:
+        """Take the words out of the Records with that `subject` among their tags, of one task or of all; all or nothing.
+
+        What people and teachers said about them goes, too. A Record that began at `at` or before and is appended later is
+        kept without words. Versions that may have learned from them get the event VERSION_TAINTED. Old bytes may still lie in
+        the file: see `scrub`. With `dry_run` nothing is changed.
+        """
+        act = partial(_erasing.forget, subject=subject, at=at, task=task, dry_run=dry_run)
+        found: list[Forgotten] = await (self._read(act) if dry_run else self._writer.submit(act))
+        return found
+
+    async def expire(self, task: str, before: Seconds, *, imported: bool = False) -> int:
+        """Take the words out of Records and batches before that moment, or remove the `imported` Examples; how many.
+
+        A few hundred at a time: 0 says that all is done.
+        """
+        return int(
+            await self._writer.submit(partial(_erasing.expire, task=to_text(task), before=before, imported=imported))
+        )
+
+    async def scrub(self, *, rebuild: bool = True) -> None:
+        """Empty the log, and with `rebuild` write the file anew, so that no byte is in them that is in no row.
+
+        Others wait meanwhile, which is seconds for each gigabyte. Raises StoreBusy when a reader does not let it.
+        """
+        await self._writer.submit(Scrub(rebuild))
 
     async def acquire(self, name: str, owner: str, now: Seconds, seconds: Seconds) -> Lease | None:
         """The lease until `now + seconds`, or None while somebody (also the same owner) has it."""
@@ -386,6 +419,7 @@ def _add_version(connection: apsw.Connection, version: Version) -> Version:
         raise StoreError(f"version {version.id!r} of task {version.task!r} is there already")
     number = max((row[1] for row in rows), default=0) + 1
     insert(connection, "versions", f"{VERSION_COLUMNS}, number", [(*version_row(version), number)])
+    _erasing.taint_new(connection, version)
     return version
 
 
@@ -450,6 +484,8 @@ def _keep_batch(connection: apsw.Connection, batch: Batch, lease: Lease | None) 
 
 
 def _add_label(connection: apsw.Connection, label: Label) -> bool:
+    if _erasing.has_no_words(connection, [to_text(label.request_id)]):
+        return False
     insert(connection, "labels", LABEL_COLUMNS, [label_row(label)], "ON CONFLICT (request_id) DO NOTHING")
     return connection.changes() > 0
 
@@ -595,6 +631,7 @@ def _connect(path: Path, wait: Seconds, *, reads: bool = False) -> apsw.Connecti
             connection.pragma("query_only", True)
             return connection
         connection.pragma("synchronous", "FULL")
+        connection.pragma("secure_delete", True)  # what is deleted is overwritten
         connection.pragma("fullfsync", True)  # macOS, where fsync alone does not reach the disk
         connection.pragma("checkpoint_fullfsync", True)
         if connection.pragma("application_id") not in (0, APPLICATION_ID):

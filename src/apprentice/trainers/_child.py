@@ -11,11 +11,15 @@ import resource
 import runpy
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 _KEPT = ("adapter_config.json", "adapter_model.safetensors")
+_WHOLE = (  # of a whole model, beside its safetensors
+    "config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "chat_template.jinja", "vocab.json", "merges.txt", "added_tokens.json",
+)  # fmt: skip
 
 
 def base_folder(folder: Path, told: Mapping[str, Any]) -> str:
@@ -42,11 +46,11 @@ def base_folder(folder: Path, told: Mapping[str, Any]) -> str:
 
 
 def dtype_of(told: Mapping[str, Any]) -> Any:
-    """The numbers that a base is held in."""
+    """The numbers that a base is held in. All of them learned, 16 bits are too few to add small steps to."""
     import torch
 
     if told["dtype"] == "auto":
-        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+        return torch.bfloat16 if torch.cuda.is_available() and not told.get("full") else torch.float32
     return getattr(torch, told["dtype"])
 
 
@@ -79,16 +83,13 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
 
 
 def leave(folder: Path, told: Mapping[str, Any], config: Mapping[str, Any], outcome: Mapping[str, Any]) -> None:
-    """Publish the adapter in FOLDER/.result, as PEFT has it, and beside it as GGUF. `config`: of the base."""
+    """Publish what lies in FOLDER/.result: an adapter as PEFT has it, and beside it as GGUF; or, with `full`, in
+    FOLDER/.result/model a whole model in both forms. `config`: of the base."""
     draft = folder / ".result"
-    for path in draft.iterdir():
-        if path.name not in _KEPT:
-            path.unlink() if path.is_file() else shutil.rmtree(path)
-    about = json.loads((draft / "adapter_config.json").read_bytes())
-    about |= {"base_model_name_or_path": told["base"], "target_modules": sorted(about["target_modules"])}
-    (draft / "adapter_config.json").write_text(json.dumps(about, indent=1, sort_keys=True))
-    write = runpy.run_path(str(Path(__file__).with_name("_adapters.py")))["lora_to_gguf"]
-    write(draft, config, draft / "adapter.gguf")
+    if told.get("full"):
+        _leave_whole(draft / "model", told)
+    else:
+        _leave_adapter(draft, told, config)
     (draft / "outcome.json").write_text(json.dumps(outcome))
     sync(draft)
     peak = max(resource.getrusage(whose).ru_maxrss for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -97,9 +98,30 @@ def leave(folder: Path, told: Mapping[str, Any], config: Mapping[str, Any], outc
     draft.rename(folder / "result")
 
 
+def _leave_adapter(draft: Path, told: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    _clear(draft, lambda name: name in _KEPT)
+    about = json.loads((draft / "adapter_config.json").read_bytes())
+    about |= {"base_model_name_or_path": told["base"], "target_modules": sorted(about["target_modules"])}
+    (draft / "adapter_config.json").write_text(json.dumps(about, indent=1, sort_keys=True))
+    write = runpy.run_path(str(Path(__file__).with_name("_adapters.py")))["lora_to_gguf"]
+    write(draft, config, draft / "adapter.gguf")
+
+
+def _leave_whole(draft: Path, told: Mapping[str, Any]) -> None:
+    _clear(draft, lambda name: name in _WHOLE or (name.startswith("model") and name.endswith(".safetensors")))
+    write = runpy.run_path(str(Path(__file__).with_name("_wholes.py")))["model_to_gguf"]
+    write(draft, Path(told["gguf"]), draft / "model.gguf")
+
+
+def _clear(folder: Path, keeps: Callable[[str], bool]) -> None:
+    for path in folder.iterdir():
+        if not keeps(path.name):
+            path.unlink() if path.is_file() else shutil.rmtree(path)
+
+
 def sync(folder: Path) -> None:
     """What lies in the folder is on the disk."""
-    for path in [*folder.iterdir(), folder]:
+    for path in [*folder.rglob("*"), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

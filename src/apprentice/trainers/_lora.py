@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from apprentice import weights
 from apprentice.errors import ConfigError
 from apprentice.trainers._training import Recipe, interpreter, passed
+from apprentice.trainers._wholes import ARCHITECTURES as WHOLE
 from apprentice.types import Json
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -45,11 +47,18 @@ _RANGES: dict[str, Callable[[Any], bool]] = {
     "held": lambda value: 0 <= value <= 0.5,
     "checkpoint_every": lambda value: value >= 1,
     "threads": lambda value: value is None or value >= 1,
+    "beta": lambda value: value > 0,
+    "preference_rate": lambda value: 0 < value <= 1,
+    "preference_epochs": lambda value: 1 <= value <= 100,
+    "least_pairs": lambda value: value >= 1,
 }
 _TOLD = (  # to the child, as they are, by trainers that have them
     "tier", "rank", "alpha", "dropout", "batch_size", "accumulate", "epochs", "max_length", "warmup", "weight_decay",
     "patience", "checkpoint_every", "quantise", "dtype",
 )  # fmt: skip
+_PREFERRED = ("beta", "preference_rate", "preference_epochs")  # told as well where preferences are learned
+_OF_LORA = ("rank", "alpha", "dropout", "targets")  # not told where all numbers are learned
+_FULL_RATE = 2e-5  # all numbers at once take smaller steps than a few new ones beside them
 
 
 def recipe(
@@ -70,12 +79,19 @@ def recipe(
         if name in given and not fine(given[name]):
             raise ConfigError(f"trainer {trainer!r}: {name} is out of range: {given[name]!r}", hint="see `build`")
     base, served, rate = _base(trainer, given["base_model"], given["gguf"], given["tier"])
+    full, method = given.get("full", False), given.get("method", "sft")
     settings: dict[str, Json] = {name: given[name] for name in _TOLD if name in given}
     settings |= {
-        "method": "sft",
+        "method": method,
         "targets": sorted(given["targets"] or ATTENTION),
-        "learning_rate": given["learning_rate"] or rate,
+        "learning_rate": given["learning_rate"] or (_FULL_RATE if full else rate),
     }
+    if method == "dpo":
+        settings |= {name: given[name] for name in _PREFERRED}
+    if full:
+        _check_full(trainer, given, served)
+        settings = {name: value for name, value in settings.items() if name not in _OF_LORA}
+        settings |= {"full": True, "gguf": str(served), "quantise": "none"}
     known = passed(given.get("pass_env") or (), trainer) | dict(env)
     if "report_to" in given:
         settings["report_to"] = given["report_to"] or []
@@ -96,7 +112,26 @@ def recipe(
         serving=dict(given["serving"] or {}),
         ready=None if ready is None else lambda: ready(program),
         resumes=resumes,
+        kind="model" if full else "adapter",
+        least_pairs=given["least_pairs"] if method == "dpo" else None,
     )
+
+
+def _check_full(trainer: str, given: Mapping[str, Any], served: Path) -> None:
+    """Raise ConfigError where a whole model cannot be trained with these settings, or not be served afterwards."""
+    if given["quantise"] == "4bit":
+        raise ConfigError(
+            f"trainer {trainer!r}: quantise: 4bit is for adapters, not for full: true", hint="leave it out"
+        )
+    if given["method"] != "sft":
+        raise ConfigError(
+            f"trainer {trainer!r}: method: dpo teaches an adapter, and full: true a whole model", hint="one of them"
+        )
+    if served.is_file() and (architecture := weights.check(served).architecture) not in WHOLE:
+        raise ConfigError(
+            f"trainer {trainer!r}: full: true knows {', '.join(WHOLE)}, and {served} is a {architecture!r}",
+            hint="full: false trains an adapter",
+        )
 
 
 def _base(trainer: str, base_model: str | None, gguf: str | None, tier: Tier | None) -> tuple[str, Path, float]:

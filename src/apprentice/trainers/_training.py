@@ -5,13 +5,16 @@ the very bytes of the dataset.
 
     row.json          who leads the job (the token of a lease), how far it has come, and the proof of its licence
     settings.json     what the child is to do: `base`, `seed`, and the trainer's settings
-    train.jsonl       a line an example: {"prompt": [messages], "completion": [message]}, just as it will be asked
+    train.jsonl       a line an example: {"prompt": [messages], "completion": [message]}, just as it will be asked; where
+                      preferences are learned, "rejected": [message] beside it, if one is known
     held.jsonl        the same, of examples that are kept back: to stop in time, and to calibrate
     rows.json         the kept-back examples and some others, as they were given
     log               what the child writes, at most 4 MiB
-    progress.jsonl    what the child tells: {"step", "steps", "loss", "eta"}, eta in seconds; "held_loss" where it looked
+    progress.jsonl    what the child tells: {"step", "steps", "loss", "eta"}, eta in seconds; "held_loss" where it looked,
+                      "margin" where preferences are learned: by how much more it has come to prefer the right answers
     checkpoints/      the child's own, to go on from; base/ likewise, what it made of the base to read it faster
-    result/           what it made: adapter.gguf and more; it appears at once and whole, by renaming
+    result/           what it made: adapter.gguf and more, or model/ with model.gguf and more; and outcome.json. It
+                      appears at once and whole, by renaming
 
 The child knows paths and language of our environment and no key, is told to stay offline, and ends when we do, however we
 end. The next one goes on from its last whole checkpoint. A worker with an older token than the row's publishes nothing.
@@ -33,7 +36,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -49,6 +52,7 @@ from apprentice.types import Answer, Checkpoint, Example, Json, Seconds, Task, V
 _NO_PROOF: Mapping[str, Json] = MappingProxyType({})
 _NO_ENV: Mapping[str, str] = MappingProxyType({})
 _FOLDER = ".training"
+_WHOLE = "model"  # in a result and in a checkpoint: the folder of a whole model
 _LOOK: Seconds = 0.2  # between two looks at the child, at the row, and at whether we are to stop
 _HELD = 0.1  # of the examples
 _ASKED = 200  # kept-back examples that are asked, at most
@@ -80,10 +84,10 @@ class Progress(NamedTuple):
 class Recipe:
     """What one trainer does. All of `settings` is in the job's name: nothing that only decides where or how fast it runs.
 
-    `command`: the child, given the job's folder; it leaves `result/` there, with `adapter.gguf`. `base`: what is trained, a
-    folder, a file, or a name that the child understands. `served`: the same as a GGUF file, as llama.cpp serves it.
-    `env`: what the child may know beside paths and language. `counted`, `rule`: of the confidence. `held`: share of the
-    examples that is kept back.
+    `command`: the child, given the job's folder; it leaves `result/` there. `kind`: of what it makes. `base`: what is
+    trained, a folder, a file, or a name that the child understands. `served`: the same as a GGUF file, as llama.cpp
+    serves it. `env`: what the child may know beside paths and language. `counted`, `rule`: of the confidence. `held`:
+    share of the examples that is kept back.
     """
 
     name: str
@@ -98,6 +102,13 @@ class Recipe:
     serving: Mapping[str, Json] = field(default_factory=dict)  # of the model plugin llama_cpp
     ready: Callable[[], None] | None = None  # raises where this machine cannot do it; asked before a job is begun
     resumes: bool = True  # from its last checkpoint; otherwise it starts again
+    kind: Literal["adapter", "model"] = "adapter"
+    least_pairs: int | None = None  # examples with a rejected answer that it needs; None: it learns by none
+
+    @property
+    def made(self) -> str:
+        """The file below `result` that llama.cpp serves."""
+        return "adapter.gguf" if self.kind == "adapter" else f"{_WHOLE}/model.gguf"
 
 
 class Row(Value):
@@ -149,8 +160,8 @@ class Trained:
         """The job's checkpoint, which is waited for. An open job with the same settings is finished instead of a new one
         if each of its lines is still among these examples: `manifest["licence"]` is then the one that it was begun with.
 
-        Raises TrainingError without examples, for a job that failed or whose lead was lost, and for an adapter that
-        answers all as its base does; ConfigError, MissingExtra, UnsafeFile for a base that cannot be used.
+        Raises TrainingError without examples or with too few pairs, for a job that failed or whose lead was lost, and for
+        weights that answer all as their base does; ConfigError, MissingExtra, UnsafeFile for a base that cannot be used.
         """
         if self._recipe.ready is not None:
             self._recipe.ready()
@@ -166,18 +177,24 @@ class Trained:
     async def _made(self, job: _Job, task: Task, into: Path) -> Checkpoint:
         await self._run(job)
         files = await _examined(self._recipe, job, task)
+        parts = {_WHOLE: job.folder / "result" / _WHOLE} if self._recipe.kind == "model" else {}
         with job.turn():  # nobody takes the lead while it is published
             job.check()
             name = f"sha256-{sha256(files['manifest.json']).hexdigest()}"
-            keep(into, name, files)
+            keep(into, name, files, parts)
             job.write(job.row.model_copy(update={"checkpoint": name}))
         job.forget()
         return _checkpoint(into, name)
 
     async def _run(self, job: _Job) -> None:
         """Wait for the child, until it is done, or we are to stop, or another worker leads."""
-        if (job.folder / "result").is_dir():
+        result = job.folder / "result"
+        if (result / self._recipe.made).is_file():
             return
+        if (
+            result.is_dir()
+        ):  # killed when a whole model was published; the child makes it again from its last checkpoint
+            shutil.rmtree(result)
         # -I: the folder of that file has modules named as other packages are.
         turn = [sys.executable, "-I", "-S", str(Path(__file__).with_name("_turn.py")), str(job.folder)]
         argv = [*turn, str(job.row.token), *self._recipe.command(job.folder)]
@@ -197,7 +214,7 @@ class Trained:
         finally:
             await child.stop()
         job.check()
-        if not (job.folder / "result").is_dir():
+        if not result.is_dir():
             hint = (
                 "the next cycle goes on from its last checkpoint"
                 if self._recipe.resumes
@@ -216,7 +233,10 @@ class Trained:
         held = _kept_back(taught, recipe.held, seed)
         kept_back = {example_key(example.input) for example in held}
         shown = [example for example in taught if example_key(example.input) not in kept_back]
-        data = dialogues.completion(task, shown), dialogues.completion(task, held)
+        if recipe.least_pairs is not None:
+            licence = {**licence, "rejected": _own_answers(task, shown, recipe.least_pairs)}
+        paired = recipe.least_pairs is not None
+        data = dialogues.completion(task, shown, rejected=paired), dialogues.completion(task, held, rejected=paired)
         settings = {**recipe.settings, "base": recipe.base, "seed": seed}
         about = [recipe.name, task.model_dump(mode="json"), _identity(recipe.base), settings]
         about += [weights.digest(recipe.served), list(recipe.counted or ()), recipe.rule, dict(recipe.serving)]
@@ -354,6 +374,20 @@ def _kept_back(taught: Sequence[Example], share: float, seed: int) -> list[Examp
     return list(found.values()) if len(found) < len({example_key(example.input) for example in taught}) else []
 
 
+def _own_answers(task: Task, shown: Sequence[Example], needed: int) -> dict[str, Json]:
+    """By what right rejected answers train, and how many there are. Raises TrainingError where they are too few."""
+    found = len({example_key(example.input) for example in shown if dialogues.is_pair(example)})
+    if found < needed:
+        raise TrainingError(
+            f"task {task.name!r}: method: dpo needs {needed} examples whose local answer was corrected, and there are {found}",
+            hint="method: sft until there are more, or a smaller `least_pairs`",
+        )
+    return {
+        "rows": found,
+        "basis": "answers of the task's own local model, rejected by a person or beside the remote's",
+    }
+
+
 def _identity(base: str) -> str:
     """What tells this base from another one of the same name, as far as it lies here."""
     return weights.digest(Path(base)) if Path(base).exists() else base
@@ -414,24 +448,25 @@ def _alone[T](work: Coroutine[Any, Any, T]) -> T:
 
 
 async def _examined(recipe: Recipe, job: _Job, task: Task) -> dict[str, bytes]:
-    """The files of the checkpoint: what the child made, with what a real server answers with it."""
+    """The files of the checkpoint, but for those of a whole model, with what a real server answers with them."""
     result = job.folder / "result"
     told = json.loads((job.folder / "rows.json").read_bytes())
     rows = [Example.model_validate(row) for row in told["rows"]]
     held, sought = rows[: told["held"]][:_ASKED], rows[told["held"] :]
     asked = [*held, *sought[: max(0, _SOUGHT - len(held))]]
-    adapter = result / "adapter.gguf"
-    weights.check(adapter, expected=weights.Expected(kind="adapter"))
+    made = result / recipe.made
+    weights.check(made, expected=weights.Expected(kind=recipe.kind))
     inputs = [row.input for row in asked]
-    served = await _answers(recipe, adapter, task, inputs)
+    served = await _answers(recipe, made, task, inputs)
     bare = await _answers(recipe, None, task, inputs[:_SOUGHT])
     probes = _probes(asked, served, bare, job.row.name)
     pairs = [(answer.confidence or 0.0, float(_same(answer, row))) for answer, row in zip(served, held, strict=False)]
     table = platt(pairs)
-    files = {path.name: path.read_bytes() for path in sorted(result.iterdir()) if path.name != "outcome.json"}
+    outcome = result / "outcome.json"
+    paths = [path for path in sorted(result.rglob("*")) if path.is_file() and path != outcome]
     manifest: dict[str, Json] = {
-        "kind": "adapter",
-        "file": "adapter.gguf",
+        "kind": recipe.kind,
+        "file": recipe.made,
         "base": {"file": str(recipe.served), "sha256": weights.digest(recipe.served).removeprefix("sha256-")},
         "task": task.model_dump(mode="json"),
         "probe": probes,
@@ -443,15 +478,22 @@ async def _examined(recipe: Recipe, job: _Job, task: Task) -> dict[str, bytes]:
             if row.request_id is not None
         },
         "trainer": {"name": recipe.name, **json.loads((job.folder / "settings.json").read_bytes())},
-        "outcome": json.loads((result / "outcome.json").read_bytes()),
+        "outcome": json.loads(outcome.read_bytes()),
         "examples": job.row.examples,
         "data": job.row.data,
         "licence": job.row.licence,
         "job": job.row.name,
         "metrics": _metrics(held, served, bare, pairs, table),
-        "files": {name: sha256(content).hexdigest() for name, content in files.items()},
+        "files": {path.relative_to(result).as_posix(): _hash(path) for path in paths},
     }
+    # A whole model is moved to where it is kept, an adapter is small.
+    files = {path.name: path.read_bytes() for path in paths} if recipe.kind == "adapter" else {}
     return files | {"manifest.json": json.dumps(manifest, indent=1, sort_keys=True).encode()}
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 def _probes(
@@ -466,7 +508,7 @@ def _probes(
     found = sorted(found, key=lambda probe: probe["output"] == probe["base"])[:_PROBES]
     if not found or found[0]["output"] == found[0]["base"]:
         raise TrainingError(
-            f"job {job}: the adapter answers each of {len(bare)} questions as its base does, or not at all",
+            f"job {job}: what was trained answers each of {len(bare)} questions as its base does, or not at all",
             hint="more examples, more epochs, or a larger learning rate",
         )
     return found
@@ -495,14 +537,18 @@ def _metrics(
     }
 
 
-async def _answers(recipe: Recipe, adapter: Path | None, task: Task, inputs: Sequence[Json]) -> list[Answer]:
-    """What llama.cpp answers, one question after the other: the same weights then give the same confidences."""
+async def _answers(recipe: Recipe, made: Path | None, task: Task, inputs: Sequence[Json]) -> list[Answer]:
+    """What llama.cpp answers, one question after the other: the same weights then give the same confidences.
+
+    `made`: an adapter on the base, or a whole model in its place; without it the base is asked.
+    """
     settings: dict[str, Json] = {
-        "model": str(recipe.served),
+        "model": str(made if made is not None and recipe.kind == "model" else recipe.served),
+        "adapter": str(made) if made is not None and recipe.kind == "adapter" else None,
         "fields": list(recipe.counted) if recipe.counted else None,
     }
     settings |= {"confidence": recipe.rule, "parallel": 1, **recipe.serving}
-    model = plugins.build("models", "llama_cpp", **settings, adapter=None if adapter is None else str(adapter))
+    model = plugins.build("models", "llama_cpp", **settings)
     try:
         await model.ready(patient=False)
         return [await model.answer(task, given) for given in inputs]

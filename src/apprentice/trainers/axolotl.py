@@ -42,7 +42,8 @@ def build(
 ) -> Trained:
     """A trainer for any task: a LoRA made by Axolotl, served by the model plugin llama_cpp.
 
-    The settings are those of the trainer `huggingface`. `python`: the interpreter of an environment that has Axolotl.
+    The settings are those of the trainer `huggingface`, without preferences and `full`. `python`: the interpreter of an
+    environment that has Axolotl.
     What Axolotl is told lies as axolotl.yml in the job's folder. A training that was killed starts again.
     Raises ConfigError for settings out of range, MissingExtra where the interpreter lacks a package.
     """

@@ -38,10 +38,10 @@ def build(
 ) -> Trained:
     """A trainer for any task: a LoRA made by mlx-lm, served by the model plugin llama_cpp.
 
-    The settings are those of the trainer `huggingface`, but for these: `base_model` is a folder with safetensors or a
-    name in the local cache of the Hub (MLX trains no GGUF file), in 4 bits where it is so already; `targets` are
-    projections of attention or of the layers after it; what is kept back never stops a training, its loss is looked at
-    once an epoch. A training that was killed starts again.
+    The settings are those of the trainer `huggingface`, without preferences and `full`, and but for these: `base_model` is
+    a folder with safetensors or a name in the local cache of the Hub (MLX trains no GGUF file), in 4 bits where it is so
+    already; `targets` are projections of attention or of the layers after it; what is kept back never stops a training, its
+    loss is looked at once an epoch. A training that was killed starts again.
     Raises ConfigError for settings out of range, MissingExtra where the interpreter lacks a package.
     """
     recipe = _lora.recipe("mlx", locals(), needed=_NEEDED, extra="mlx", env={}, resumes=False)

@@ -20,6 +20,7 @@ def build(
     base_model: str | None = None,
     gguf: str | None = None,
     tier: Tier | None = None,
+    method: Literal["sft", "dpo"] = "sft",
     rank: int = 16,
     alpha: int = 32,
     dropout: float = 0.05,
@@ -36,6 +37,10 @@ def build(
     checkpoint_every: int = 50,
     quantise: Literal["auto", "4bit", "none"] = "auto",
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    beta: float = 0.1,
+    preference_rate: float = 5e-6,
+    preference_epochs: int = 1,
+    least_pairs: int = 50,
     report_to: list[str] | None = None,
     pass_env: list[str] | None = None,
     python: str | None = None,
@@ -46,7 +51,8 @@ def build(
 ) -> Trained:
     """A trainer for any task: a LoRA made by Unsloth, served by the model plugin llama_cpp. Not yet run on a GPU.
 
-    The settings are those of the trainer `huggingface`. `python`: the interpreter of an environment that has Unsloth.
+    The settings are those of the trainer `huggingface`, but for `full`. `python`: the interpreter of an environment that
+    has Unsloth.
     Raises ConfigError for settings out of range, MissingExtra where the interpreter lacks a package; `train` raises
     ConfigError, before it begins anything, where that interpreter finds no GPU.
     """
