@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import sys
@@ -347,13 +348,14 @@ async def test_an_audit_has_a_span_for_each_model_and_its_verdict_on_the_answer_
 
 
 async def test_a_probe_is_no_part_of_the_request_that_set_it_off(configured: Configured, heard: Heard) -> None:
-    text = YAML.replace("repeat_share: 0", "repeat_share: 0\n  probe_prompts: 3\n  probe_hours: 0.0001")
-    async with serve_openai(honest) as server, Apprentice(configured(server.url, text, local=OFF), seed=1) as app:
-        for line in texts(60):
-            await app.arun("sort", {"text": line})
-            if heard.named("chat") and any(said(span)["apprentice.purpose"] == "probe" for span in heard.named("chat")):
-                break
-        await app.idle()
+    text = YAML.replace("repeat_share: 0", "repeat_share: 0\n  probe_prompts: 3\n  probe_hours: 1")
+    minutes = itertools.count(1.8e9, 60)
+    async with serve_openai(honest) as server:
+        config = configured(server.url, text, local=OFF)
+        async with Apprentice(config, seed=1, clock=lambda: next(minutes)) as app:
+            for line in texts(60):
+                await app.arun("sort", {"text": line})
+                await app.idle()
     probes = [span for span in heard.named("chat") if said(span)["apprentice.purpose"] == "probe"]
     assert probes
     assert {span.parent for span in probes} == {None}

@@ -200,6 +200,7 @@ BODIES: dict[str, dict[str, Json]] = {
     "/v1/tasks/sort/promote": {"version": "v1"},
     "/v1/tasks/sort/rollback": {},
     "/v1/tasks/sort/mode": {"mode": "auto"},
+    "/v1/erase": {"subject": "x"},
 }
 
 

@@ -84,6 +84,9 @@ class LocalServer:
     pulls: list[Json] = field(default_factory=lambda: list(_PULLED))  # what Ollama says of a pull, line by line
     blobs: set[str] = field(default_factory=set)  # digests of what was sent to Ollama
     loaded: set[str] = field(default_factory=set)  # what Ollama has in memory
+    together: dict[str, asyncio.Barrier] = field(
+        default_factory=dict
+    )  # path -> who asks waits until so many have asked
     url: str = ""
 
     def questions(self) -> list[dict[str, Json]]:
@@ -143,6 +146,8 @@ class LocalServer:
         try:
             while (got := await _receive(reader, rest)) is not None:
                 request, raw, rest = got
+                if (others := self.together.get(urlsplit(request.target.decode("latin-1")).path)) is not None:
+                    await others.wait()
                 status, content = self._respond(request, raw)
                 head = {"content-type": "application/json"}
                 if isinstance(content, list):
