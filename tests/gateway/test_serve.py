@@ -18,6 +18,8 @@ import httpx2
 import pytest
 
 from apprentice import cli, plugins
+from apprentice.gateway import Settings
+from apprentice.gateway.server import listen
 from apprentice.testing.servers import Reply, Server, serve_openai
 from apprentice.types import Store
 
@@ -186,6 +188,21 @@ async def test_what_does_not_finish_within_the_grace_is_settled_and_recorded(
 
 async def key_ids(store: Store) -> list[str]:
     return [event.evidence["id"] for event in await store.events(names=["KEY_CREATED"])]
+
+
+async def test_no_part_of_an_answer_waits_for_an_acknowledgement_of_the_part_before() -> None:
+    told: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def connected(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        told.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    with listen(Settings(port=0)) as opened:
+        async with await asyncio.start_server(connected, sock=opened):
+            reader, writer = await asyncio.open_connection(*opened.getsockname())
+            assert await told
+            await reader.read()
+            writer.close()
 
 
 async def test_several_processes_serve_one_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
