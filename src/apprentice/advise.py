@@ -391,7 +391,10 @@ class _Measuring:
             name for name in ("huggingface", "unsloth", "axolotl", "mlx") if name in plugins.names("trainers")
         ]
         note = f"trainers here: {', '.join(generative)}" if generative else "no trainer for it is installed here"
-        change = "local.backend: llama_cpp, local.fine_tune_backend and local.base_model of a language model"
+        change = (
+            "local.backend: llama_cpp, local.base_model of a language model, local.fine_tune_backend: huggingface,"
+            " local.fine_tune_settings: {full: true}"
+        )
         return Rung(
             remedy="full fine-tuning",
             state="unknown",
