@@ -3,7 +3,7 @@
     python -m benches.path [--quick] [--json]
 
 In a fresh folder with a fresh environment: install the wheel, `init`, `keys create`, `serve`, 300 requests of the openai SDK
-(a simulator on loopback is the paid API), look at the dashboard, correct five answers, replay the recorded traffic until a
+(a simulator on loopback is the paid API), look at the dashboard, correct five answers, replay recorded traffic until a
 second version serves, roll it back. Each step is printed with its seconds and what came of it. The quick form takes the
 dependencies from the environment that runs it instead of a package index.
 """
@@ -207,22 +207,23 @@ async def _champion(client: httpx2.AsyncClient) -> str | None:
     return next((one["id"] for one in found if one["state"] == "champion"), None)
 
 
-async def _replays(person: Person, client: httpx2.AsyncClient, wanted: list[str], found: list[str]) -> list[str]:
-    """The versions that became champion while the recorded traffic came again and again: two, or as many as there were."""
+async def _replays(person: Person, client: httpx2.AsyncClient, recorded: list[str], found: list[str]) -> list[str]:
+    """The versions that became champion while the recorded traffic came: two, or as many as there were."""
     seen: list[str] = []
     sent, local = 0, 0
-    while len(seen) < 2 and sent < MOST:
-        answers = await person.asks(wanted)
+    while len(seen) < 2 and sent < len(recorded):
+        answers = await person.asks(recorded[sent : sent + REQUESTS])
         sent, local = sent + len(answers), sum(source == "local" for _, _, source in answers)
         now = await _champion(client)
         seen += [now] if now is not None and now not in seen else []
-    found.append(f"{sent} requests, {local} of the last {len(wanted)} answered locally; champions {', '.join(seen)}")
+    found.append(f"{sent} requests, {local} of the last {REQUESTS} answered locally; champions {', '.join(seen)}")
     return seen
 
 
 async def path(folder: Path, options: Options) -> list[Figure]:
     person = Person(folder, options.say, quick=options.quick)
-    wanted = texts(REQUESTS, 0)
+    recorded = texts(REQUESTS + MOST, 0)
+    wanted = recorded[:REQUESTS]
     async with serve_openai(answer, price=(150_000, 600_000), api_key=KEY) as upstream:
         with person.step("pip install, into a new environment") as found:
             await person.installs(found)
@@ -247,8 +248,8 @@ async def path(folder: Path, options: Options) -> list[Figure]:
                     body = {"request_id": number, "metric_name": "demonstration", "value": {"kind": kind(text)}}
                     taken += (await client.post("/v1/feedback", json=body)).status_code == 200
                 found.append(f"{taken} taken")
-            with person.step("the recorded traffic again, until v2 serves") as found:
-                champions = await _replays(person, client, wanted, found)
+            with person.step("recorded traffic, until v2 serves") as found:
+                champions = await _replays(person, client, recorded[REQUESTS:], found)
             with person.step("rolled back") as found:
                 back = await client.post("/v1/tasks/sort/rollback", json={"why": "to see that it can be"})
                 serves = await _champion(client)
