@@ -370,11 +370,11 @@ def test_two_tasks_of_one_name_are_refused() -> None:
     ids=lambda text: text[-40:],
 )
 def test_a_hostile_file_is_refused_fast(text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ConfigError) as caught:
         parse(text, FILE)
     str(caught.value).encode()
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 @given(st.text(alphabet=st.sampled_from("tasks:remote -{}[]?&*!'\"\n|>#,0.ax~"), max_size=60))
