@@ -352,8 +352,8 @@ def test_a_killed_worker_leaves_no_child_and_the_next_one_comes_to_the_same_chec
         (folder_of(into) / "halt").touch()
         until(lambda: steps(into)[-1:] == [7])
         worker.kill()
-    (folder_of(into) / "halt").unlink()
     until(lambda: not [one for one in process.running() if str(into) in " ".join(one.argv)])
+    (folder_of(into) / "halt").unlink()
     assert not (folder_of(into) / "result").exists()
     again = pupil(base, halt_at=8).train(TASK, examples(), into=into, seed=0)
     assert again.id == calm.id
