@@ -109,6 +109,16 @@ class Halted:
 # --- what a job is -----------------------------------------------------------------------------------------------------
 
 
+async def served(checkpoint: Checkpoint, input: Json) -> Json:
+    """What llama.cpp answers with the checkpoint."""
+    model = plugins.build("models", "llama_cpp", checkpoint=str(checkpoint.path), **SERVING)
+    try:
+        await model.ready()
+        return (await model.answer(TASK, input)).output
+    finally:
+        await model.close()
+
+
 def test_a_job_ends_in_a_checkpoint_that_llama_cpp_serves_and_that_says_all_about_it(
     base: Path, tmp_path: Path
 ) -> None:
@@ -123,16 +133,7 @@ def test_a_job_ends_in_a_checkpoint_that_llama_cpp_serves_and_that_says_all_abou
     assert manifest["probe"][0]["output"] != manifest["probe"][0]["base"]
     assert 0 < len(manifest["out_of_fold"]) == manifest["metrics"]["held"] < 20
     checked(manifest["calibration"])
-
-    async def asked() -> Json:
-        model = plugins.build("models", "llama_cpp", checkpoint=str(checkpoint.path), **SERVING)
-        try:
-            await model.ready()
-            return (await model.answer(TASK, manifest["probe"][0]["input"])).output
-        finally:
-            await model.close()
-
-    assert asyncio.run(asked()) == manifest["probe"][0]["output"]
+    assert asyncio.run(served(checkpoint, manifest["probe"][0]["input"])) == manifest["probe"][0]["output"]
 
 
 def test_what_people_wrote_is_forgotten_when_the_job_is_done_and_its_log_is_kept(base: Path, tmp_path: Path) -> None:
@@ -303,16 +304,7 @@ def test_a_whole_model_is_kept_by_its_content_and_served_without_its_base_also_a
     assert {"model/model.gguf", "model/model.safetensors", "model/config.json"} <= manifest["files"].keys()
     assert manifest["probe"][0]["output"] != manifest["probe"][0]["base"]
     assert not (job / "result").exists()
-
-    async def asked() -> Json:
-        model = plugins.build("models", "llama_cpp", checkpoint=str(made.path), **SERVING)
-        try:
-            await model.ready()
-            return (await model.answer(TASK, manifest["probe"][0]["input"])).output
-        finally:
-            await model.close()
-
-    assert asyncio.run(asked()) == manifest["probe"][0]["output"]
+    assert asyncio.run(served(made, manifest["probe"][0]["input"])) == manifest["probe"][0]["output"]
 
 
 # --- killed, stopped, taken over ----------------------------------------------------------------------------------------
