@@ -68,7 +68,7 @@ class Scale(NamedTuple):
 
 
 FULL = Scale(1_000_000, (1, 8, 32), 22_000_000, 1 / 800, 0.5, 24_000, 500)
-QUICK = Scale(20_000, (2, 8, 8), 2_250_000, 1 / 200, 0.25, 1_000, 40)
+QUICK = Scale(5_000, (2, 8, 8), 600_000, 1 / 60, 0.25, 400, 20)
 
 
 # --- what is allowed --------------------------------------------------------------------------------------------------
@@ -621,7 +621,7 @@ def sockets(folder: Path, scale: Scale, quick: bool) -> list[Figure]:
     ledger.close()
     cap = budget.micros(dollars)
     return [
-        at_least("sockets: calls that arrived", requests, 500 if quick else 20_000),
+        at_least("sockets: calls that arrived", requests, 200 if quick else 20_000),
         at_most("sockets: overspend by the server's bill", max(0, bill - cap), 0, "micros"),
         at_most("sockets: charged but not booked", max(0, bill - booked), 0, "micros"),
         at_most("sockets: charged calls without a row", max(0, charged - paid), 0),

@@ -45,7 +45,7 @@ BARS: dict[str, dict[str, Bar]] = {  # beside the contract, which holds for ever
 }
 WINDOW = 1000
 RECENT = 300  # requests whose confidences set the thresholds of a new version, as in learn.py
-QUICK = 800
+QUICK = 450
 
 
 def recording(name: str, folder: Path | None) -> list[Row]:

@@ -10,7 +10,7 @@ Speed: one request at a time through the student's `answer`, texts that were nev
 training encodes every text; "next" finds their vectors on disk, as every later cycle does. `--quick` holds no time to a bar.
 
 Updating: what an urgent cycle costs that goes on from the champion, beside teaching in full, with as many new texts to
-encode in both; and on how many rows that examine the two students say the same.
+encode in both; and on how many rows that examine the two students say the same. `--quick` teaches, times and examines few.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ WORDS = (6, 12)
 TIMED = 200  # texts for each length
 TAUGHT = 4000
 UPDATED = (2000, 1900)  # examples, and how many of them the champion knows
+FEW = 250  # texts that teach, are timed or examine, in the short form
 
 
 def split(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
@@ -95,6 +96,7 @@ def learning(name: str, task: Task, options: Options, into: Path) -> list[Figure
     """Agreement with the teacher after so many of its answers."""
     rows = recording(name, options.data)
     teach, examine = split(rows)
+    examine = examine[: FEW if options.quick else None]
     figures = []
     for size in [size for size in SIZES if size <= len(teach)][: 1 if options.quick else None]:
         usual = Counter(row.teacher for row in teach[:size]).most_common(1)[0][0]
@@ -126,7 +128,7 @@ def speed(task: Task, options: Options, into: Path) -> list[Figure]:
     """What teaching and answering cost with the default encoder."""
     rows = recording("banking77", None)
     trainer: Trainer = plugins.build("trainers", "embedded")
-    rows = [*rows, *rows][: 500 if options.quick else TAUGHT]
+    rows = [*rows, *rows][: FEW if options.quick else TAUGHT]
     checkpoint, first = taught(trainer, task, rows, into)
     _, following = taught(trainer, task, rows, into)
     figures = [
@@ -138,17 +140,19 @@ def speed(task: Task, options: Options, into: Path) -> list[Figure]:
     texts = [row.text for row in rows]
     for words in WORDS:
         # a mark in front, so that no text was encoded before; it adds one token
-        unseen = [f"+ {text}" for text in texts if len(text.split()) == words][:TIMED]
+        unseen = [f"+ {text}" for text in texts if len(text.split()) == words][: 20 if options.quick else TIMED]
         found = asyncio.run(seconds_each(model, task, unseen))
         p50 = f"answer of {words} words, p50"
         figures.append(
             shown(p50, 1000 * median(found), "ms") if options.quick else at_most(p50, 1000 * median(found), 5, "ms")
         )
         figures.append(shown(f"answer of {words} words, p95", 1000 * quantiles(found, n=20)[-1], "ms"))
-    articles = [" ".join(texts[place : place + 17]) for place in range(0, 17 * 40, 17)]  # of 200 words
+    articles = [
+        " ".join(texts[place : place + 17]) for place in range(0, 17 * (2 if options.quick else 40), 17)
+    ]  # of 200 words
     began = time.perf_counter()
-    model.answer_many(task, [{"text": text} for text in articles[: 10 if options.quick else 40]])
-    hourly = 3600 * len(articles[: 10 if options.quick else 40]) / (time.perf_counter() - began)
+    model.answer_many(task, [{"text": text} for text in articles])
+    hourly = 3600 * len(articles) / (time.perf_counter() - began)
     return [*figures, shown("articles of 200 words", hourly, "an hour")]
 
 
@@ -156,7 +160,8 @@ def updating(task: Task, options: Options, into: Path) -> list[Figure]:
     """What an update costs beside a full training that learns the same, and how far the two agree."""
     trainer: Updater = plugins.build("trainers", "embedded")
     teach, examine = split(recording("banking77", None))
-    size, known = (300, 280) if options.quick else UPDATED
+    examine = examine[: FEW if options.quick else None]
+    size, known = (FEW, FEW - 20) if options.quick else UPDATED
     rows = examples(teach[:size])
     base = trainer.train(task, rows[:known], into=into / "full", seed=0)
     shutil.copytree(into / "full", into / "update")  # with the vectors of what is known

@@ -115,7 +115,7 @@ async def test_below_a_hundred_answers_it_says_that_they_are_too_few(configured:
 
 
 async def test_what_is_enough_is_said_with_what_it_would_come_to(configured: Configured) -> None:
-    found = await advised(configured(text=FAST), known(260))
+    found = await advised(configured(text=FAST), known(160))
     assert found.target == 0.8
     assert (found.take, found.ladder[0].note) == ("more data", "there is enough")
     shown = [point.examples for point in found.points]
@@ -129,7 +129,7 @@ async def test_what_is_enough_is_said_with_what_it_would_come_to(configured: Con
 
 
 async def test_a_target_beyond_what_can_be_known_leaves_the_remote(configured: Configured) -> None:
-    found = await advised(configured(text=FAST), riddles(300), target=0.95)
+    found = await advised(configured(text=FAST), riddles(180), target=0.95)
     assert found.curve is not None
     assert found.curve.expected.value < 0.85
     assert found.ladder[0].state == "misses"
@@ -144,7 +144,7 @@ async def test_a_copy_of_what_was_taught_is_no_question(configured: Configured) 
     dice = Random(5)
     words = [f"w{number}" for number in range(400)]
     rows = []
-    for kind in dice.choices(KINDS, k=75):
+    for kind in dice.choices(KINDS, k=40):
         said = dice.sample(words, 30)
         rows += [(" ".join([*said, word]), kind) for word in dice.sample(words, 4)]
     found = await advised(configured(text=FAST), dice.sample(rows, len(rows)))
@@ -172,7 +172,7 @@ async def test_nothing_is_spent_and_nothing_is_written(configured: Configured) -
 
 
 async def test_other_encoders_and_an_election_are_measured_where_time_allows(configured: Configured) -> None:
-    found = await advised(configured(text=FAST), riddles(110), limit=math.inf, target=0.99)
+    found = await advised(configured(text=FAST), riddles(100), limit=math.inf, target=0.99)
     by_name = {rung.remedy: rung for rung in found.ladder}
     assert list(by_name) == ["more data", "another encoder", "full fine-tuning", "an ensemble", "stay with the remote"]
     other, together = by_name["another encoder"], by_name["an ensemble"]

@@ -6,12 +6,15 @@ import gzip
 import json
 import subprocess
 import sys
-from functools import cache
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from functools import cache, partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from benches import Figure, Options, at_least, at_most, run
+from benches import Figure, Options, at_least, at_most, money, replay, run, students, versions
 from benches.replay import Margin, Spender, Spread, accuracy, recording
 
 from apprentice.demo import Row
@@ -20,14 +23,28 @@ from apprentice.types import Evidence
 ROOT = Path(__file__).parents[1]
 
 
+MEASURES: dict[str, Callable[[Options], list[Figure]]] = {
+    "replay": partial(replay.measure, seeds=1),
+    "students": students.measure,
+    "versions": versions.measure,
+    "money": money.measure,
+}
+
+
 @cache
 def short(bench: str) -> dict[str, Any]:
-    """What `--quick --json` of a bench prints."""
-    command = [sys.executable, "-m", f"benches.{bench}", "--quick", "--json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stdout, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    assert done.returncode == 0, [figure for figure in found["figures"] if not figure["holds"]]
+    """What `--quick --json` of a bench prints: in this process, which has imported everything, where it is all the same."""
+    if bench in MEASURES:
+        with redirect_stdout(StringIO()) as said:
+            status = run(bench, MEASURES[bench], ["--quick", "--json"])
+        printed, problem = said.getvalue(), ""
+    else:
+        command = [sys.executable, "-m", f"benches.{bench}", "--quick", "--json"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        status, printed, problem = done.returncode, done.stdout, done.stderr
+    assert printed, problem
+    found: dict[str, Any] = json.loads(printed)
+    assert status == 0, [figure for figure in found["figures"] if not figure["holds"]]
     return found
 
 
@@ -60,7 +77,7 @@ def test_baselines_spend_exactly_what_the_product_spent() -> None:
         if figure["name"].endswith(": remote share")
     }
     assert list(share) == ["product", "naive", "random", "front-loading", "margin"]
-    assert 0.5 < share["product"] < 1  # half of the short form is asked before there is a student
+    assert 0.5 < share["product"] < 1  # two thirds of the short form are asked before there is a student
     assert {share[name] for name in ("random", "front-loading", "margin")} == {share["product"]}
 
 
@@ -74,8 +91,8 @@ def test_the_way_back_is_short_and_a_killed_cycle_is_finished_by_the_next() -> N
 
 def test_a_judge_with_a_bill_of_his_own_finds_nothing_overspent() -> None:
     values = {figure["name"]: figure["value"] for figure in short("money")["figures"]}
-    assert values["reservations"] >= 20_000
-    assert values["kills"] >= 40
+    assert values["reservations"] >= 5_000
+    assert values["kills"] >= 20
     nothing = ["overspend by the judge's bill", "charged calls without a row", "calls booked below their charge"]
     assert [values[name] for name in nothing] == [0, 0, 0]
     assert 0.1 < values["sockets: share of the cap on the bill"] < 1  # it is another bill than ours

@@ -161,6 +161,22 @@ def test_a_clock_without_a_date_is_refused(moment: float) -> None:
         budget.windows("sort", moment, UTC)
 
 
+@given(
+    st.sampled_from(["UTC", "Europe/Berlin", "America/Havana", "America/New_York", "Asia/Beirut", "Pacific/Apia"]),
+    st.integers(int(at(2012, 1, 1)), int(at(2037, 1, 1))),
+    st.floats(0, 1),
+)
+def test_all_moments_of_a_day_have_the_same_windows_and_no_others_have(name: str, moment: float, share: float) -> None:
+    zone = ZoneInfo(name)
+    windows = budget.windows("sort", moment, zone)
+    begin, end = budget.span(windows[3], zone)
+    assert begin <= moment < end
+    other = min(begin + share * (end - begin), end - 1e-3)  # less than a microsecond is none to a calendar
+    assert budget.windows("sort", other, zone) == windows
+    assert budget.windows("sort", begin, zone) == windows
+    assert budget.windows("sort", end, zone)[3] != windows[3] != budget.windows("sort", begin - 0.001, zone)[3]
+
+
 def test_caps_are_those_that_were_configured() -> None:  # F23
     overall: dict[str, Decimal | int] = {
         "total": Decimal("1000"),

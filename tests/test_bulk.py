@@ -284,9 +284,18 @@ DEATHS = [
 ]
 
 
-@pytest.mark.parametrize("wire", WIRES)
 @pytest.mark.parametrize(
-    "death", DEATHS, ids=lambda death: f"{death[0]} {'after' if death[1] else 'before'} {death[2]}"
+    ("death", "wire"),
+    [
+        pytest.param(
+            death,
+            wire,
+            id=f"{death[0]} {'after' if death[1] else 'before'} {death[2]}-{wire}",
+            marks=[] if place % len(WIRES) == turn else pytest.mark.slow,
+        )
+        for place, death in enumerate(DEATHS)
+        for turn, wire in enumerate(WIRES)
+    ],
 )
 async def test_a_process_that_dies_anywhere_makes_no_second_batch_and_loses_no_money(
     at: Any, wire: str, death: tuple[str, bool, int]

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from copy import deepcopy
+from datetime import UTC, datetime
 from decimal import Decimal
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,12 +17,13 @@ from random import Random
 from typing import Any
 
 import apsw
+import genai_prices
 import pytest
 from benches.money import CONTEXT, PRELOAD, start
 from genai_prices.data_snapshot import DataSnapshot, get_snapshot, set_custom_snapshot
 
 from apprentice import budget, plugins
-from apprentice.calls import Calls
+from apprentice.calls import Calls, linear
 from apprentice.config import Config, Price, Remote
 from apprentice.engine import new_id
 from apprentice.errors import (
@@ -254,8 +256,9 @@ def one_asker(pipe: Connection, config: Config, path: Path) -> None:
 
 
 @pytest.mark.usefixtures("one_process_that_has_imported_everything")
-async def test_of_32_processes_with_room_for_one_worst_case_exactly_one_sends_its_call(
-    configured: Configured, tmp_path: Path
+@pytest.mark.parametrize("number", [8, pytest.param(32, marks=pytest.mark.slow)])
+async def test_of_many_processes_with_room_for_one_worst_case_exactly_one_sends_its_call(
+    configured: Configured, tmp_path: Path, number: int
 ) -> None:  # F1
     loop = asyncio.get_running_loop()
     async with serve_openai(honest, price=(150_000, 600_000)) as server:
@@ -264,7 +267,7 @@ async def test_of_32_processes_with_room_for_one_worst_case_exactly_one_sends_it
         async with asking(config, tmp_path) as one:
             room = config.budget.model_copy(update={"total": Decimal(one.worst).scaleb(-6)})
         config = config.model_copy(update={"budget": room})
-        askers = [start(one_asker, config, tmp_path) for _ in range(32)]
+        askers = [start(one_asker, config, tmp_path) for _ in range(number)]
         for _, pipe in askers:
             assert await loop.run_in_executor(None, pipe.recv) == "ready"
         for _, pipe in askers:
@@ -273,7 +276,7 @@ async def test_of_32_processes_with_room_for_one_worst_case_exactly_one_sends_it
         for process, _ in askers:
             await loop.run_in_executor(None, process.join)
         assert ends["answered"] == 1
-        assert ends.total() - ends["answered"] == ends["BudgetExhausted"] + ends["BudgetHeld"] == 31
+        assert ends.total() - ends["answered"] == ends["BudgetExhausted"] + ends["BudgetHeld"] == number - 1
         assert len(server.requests) == 1
         async with asking(config, tmp_path) as one:
             [(state, cost)] = await one.booked()
@@ -316,6 +319,20 @@ def new_prices() -> Iterator[Callable[[Decimal], None]]:
 
     yield change
     set_custom_snapshot(None)
+
+
+@pytest.mark.parametrize("name", ["openai", "anthropic", "google"])
+def test_a_price_per_token_is_to_the_micro_dollar_what_the_price_table_says(name: str) -> None:
+    dice = Random(0)
+    [provider] = [one for one in get_snapshot().providers if one.id == name]
+    tables = [model.get_prices(datetime.now(UTC)) for model in provider.models]
+    found = [(table, price) for table in tables if (price := linear(table)) is not None]
+    assert 10 < len(found) < len(tables)  # those with tiers are none
+    for table, price in found:
+        cached, fresh, output = (dice.randrange(10 ** dice.randrange(1, 7)) for _ in range(3))
+        usage = Usage(input_tokens=fresh + cached, cached_tokens=cached, output_tokens=output)
+        said = genai_prices.Usage(input_tokens=fresh + cached, output_tokens=output, cache_read_tokens=cached or None)
+        assert budget.cost(price, usage) == budget.micros(table.calc_price(said)["total_price"])
 
 
 @pytest.mark.parametrize(("factor", "suspended"), [(Decimal("0.5"), False), (Decimal(1000), True)])

@@ -20,10 +20,15 @@ from apprentice.testing.servers import serve_openai
 from apprentice.types import Answer, Event, Json, Model, Result, Store, Task, Version
 from apprentice.worker import once
 
-from .conftest import YAML, honest, right, texts
-from .test_learn import answered
+from .conftest import honest, right, texts
+from .test_learn import FAST, answered, quick
 
 Configured = Callable[..., Config]
+
+
+@pytest.fixture
+def configured(configured: Configured) -> Configured:
+    return quick(configured)
 
 
 class Told:
@@ -215,7 +220,7 @@ async def test_the_command_line_lists_versions_and_changes_what_serves(
     configured: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "apprentice.yaml").write_text(YAML.replace("BASE_URL", "http://127.0.0.1:9"))
+    (tmp_path / "apprentice.yaml").write_text(FAST.replace("BASE_URL", "http://127.0.0.1:9"))
     config = configured()
     store = await opened(config)
     for number, text in enumerate(texts(60)):

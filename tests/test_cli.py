@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from apprentice import cli
 from .conftest import YAML, texts
 
 Run = Callable[..., tuple[int, str, str]]
+CALM = YAML.replace("local:", "local:\n  learn: 'off'")  # teaches when it is told to
 
 
 @pytest.fixture
@@ -38,9 +38,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return run
 
 
-@contextmanager
-def remote(folder: Path, *, teach: bool = False) -> Iterator[None]:
-    """The configuration of the tests in the folder, with a remote that a process of its own serves."""
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A remote that a process of its own serves, for all tests."""
     program = (
         "import asyncio\n"
         "from tests.conftest import honest\n"
@@ -56,12 +56,17 @@ def remote(folder: Path, *, teach: bool = False) -> Iterator[None]:
     )
     try:
         assert server.stdout is not None
-        text = YAML.replace("BASE_URL", server.stdout.readline().strip())
-        (folder / "apprentice.yaml").write_text(text if teach else text.replace("local:", "local:\n  learn: 'off'"))
-        yield
+        yield server.stdout.readline().strip()
     finally:
         server.terminate()
         server.communicate()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, url: str) -> Path:
+    """The test's folder, with the configuration of the tests for that remote."""
+    (tmp_path / "apprentice.yaml").write_text(CALM.replace("BASE_URL", url))
+    return tmp_path
 
 
 def test_init_writes_a_file_that_check_accepts(run: Run, tmp_path: Path) -> None:
@@ -138,79 +143,73 @@ def test_init_says_what_it_needs_where_nobody_can_be_asked(run: Run) -> None:
         (["demo", "--task", "nothing"], 2),
     ],
 )
-def test_each_kind_of_failure_has_its_exit_code(run: Run, tmp_path: Path, arguments: list[str], code: int) -> None:
-    with remote(tmp_path):
-        found, out, err = run(*arguments)
+def test_each_kind_of_failure_has_its_exit_code(run: Run, folder: Path, arguments: list[str], code: int) -> None:
+    found, out, err = run(*arguments)
     assert found == code
     assert err and not out
 
 
-def test_with_json_a_failure_is_an_object_too(run: Run, tmp_path: Path) -> None:
-    with remote(tmp_path):
-        code, out, err = run("run", "sort", "--json", "--input", '{"text": ""}')
+def test_with_json_a_failure_is_an_object_too(run: Run, folder: Path) -> None:
+    code, out, err = run("run", "sort", "--json", "--input", '{"text": ""}')
     assert (code, err) == (3, "")
     assert json.loads(out)["error"] == "InvalidInput"
 
 
-def test_lines_in_lines_out_and_a_bad_line_stops_nobody(run: Run, tmp_path: Path) -> None:
+def test_lines_in_lines_out_and_a_bad_line_stops_nobody(run: Run, folder: Path) -> None:
     lines = [json.dumps({"text": text}) for text in texts(3)]
     lines.insert(1, "not json")
     lines.insert(2, json.dumps({"text": ""}))
     lines.insert(3, "[" * 100_000)
     lines.insert(4, "9" * 5_000)
-    with remote(tmp_path):
-        code, out, _ = run("run", "sort", stdin="\n".join(lines) + "\n\n")
-        found = [json.loads(line) for line in out.splitlines()]
-        assert code == 3
-        assert [line.get("error") for line in found] == [
-            None,
-            "InvalidRequest",
-            "InvalidInput",
-            *["InvalidRequest"] * 2,
-            None,
-            None,
-        ]
-        code, out, _ = run("status", "--json")
-        [status] = json.loads(out)
-        assert (status["requests"], status["confidence"]["phase"]) == (3, "cold_start")
-        code, out, _ = run("report", "--json")
-        [told] = json.loads(out)
-        assert told["cost"] == sum(round(line["cost_usd"] * 1e6) for line in found if "cost_usd" in line) > 0
-        for command in ("status", "report"):
-            assert "sort" in run(command)[1]
+    code, out, _ = run("run", "sort", stdin="\n".join(lines) + "\n\n")
+    found = [json.loads(line) for line in out.splitlines()]
+    assert code == 3
+    assert [line.get("error") for line in found] == [
+        None,
+        "InvalidRequest",
+        "InvalidInput",
+        *["InvalidRequest"] * 2,
+        None,
+        None,
+    ]
+    code, out, _ = run("status", "--json")
+    [status] = json.loads(out)
+    assert (status["requests"], status["confidence"]["phase"]) == (3, "cold_start")
+    code, out, _ = run("report", "--json")
+    [told] = json.loads(out)
+    assert told["cost"] == sum(round(line["cost_usd"] * 1e6) for line in found if "cost_usd" in line) > 0
+    for command in ("status", "report"):
+        assert "sort" in run(command)[1]
 
 
-def test_a_line_that_the_caps_or_the_deadline_refuse_stops_nobody(run: Run, tmp_path: Path) -> None:
+def test_a_line_that_the_caps_or_the_deadline_refuse_stops_nobody(run: Run, folder: Path) -> None:
     lines = "\n".join(json.dumps({"text": text}) for text in texts(3))
-    with remote(tmp_path):
-        code, out, _ = run("run", "sort", "--deadline", "0", stdin=lines)
-        assert code == 1
-        assert [json.loads(line)["error"] for line in out.splitlines()] == ["DeadlineExceeded"] * 3
-        file = tmp_path / "apprentice.yaml"
-        file.write_text(file.read_text() + "budget: {total: 0}\n")
-        code, out, _ = run("run", "sort", stdin=lines)
-        assert code == 4
-        assert [json.loads(line)["error"] for line in out.splitlines()] == ["BudgetExhausted"] * 3
+    code, out, _ = run("run", "sort", "--deadline", "0", stdin=lines)
+    assert code == 1
+    assert [json.loads(line)["error"] for line in out.splitlines()] == ["DeadlineExceeded"] * 3
+    file = folder / "apprentice.yaml"
+    file.write_text(file.read_text() + "budget: {total: 0}\n")
+    code, out, _ = run("run", "sort", stdin=lines)
+    assert code == 4
+    assert [json.loads(line)["error"] for line in out.splitlines()] == ["BudgetExhausted"] * 3
 
 
-def test_learn_makes_a_version_at_once_and_status_shows_it(run: Run, tmp_path: Path) -> None:
-    with remote(tmp_path):
-        run("run", "sort", stdin="\n".join(json.dumps({"text": text}) for text in texts(60)))
-        code, out, _ = run("learn", "sort", "--json")
-        assert code == 0 and json.loads(out)["state"] == "champion"
-        code, out, _ = run("status")
+def test_learn_makes_a_version_at_once_and_status_shows_it(run: Run, folder: Path) -> None:
+    run("run", "sort", stdin="\n".join(json.dumps({"text": text}) for text in texts(60)))
+    code, out, _ = run("learn", "sort", "--json")
+    assert code == 0 and json.loads(out)["state"] == "champion"
+    code, out, _ = run("status")
     assert "reinforcement" in out and "v1" in out
 
 
-def test_report_says_what_a_versions_confidence_is_worth(run: Run, tmp_path: Path) -> None:
-    with remote(tmp_path):
-        lines = [json.dumps({"text": text}) for text in texts(90)]
-        run("run", "sort", stdin="\n".join(lines[:60]))
-        run("learn", "sort")
-        assert "ECE" not in run("report")[1]
-        run("run", "sort", stdin="\n".join(lines[60:]))
-        [told] = json.loads(run("report", "--json")[1])
-        text = run("report")[1]
+def test_report_says_what_a_versions_confidence_is_worth(run: Run, folder: Path) -> None:
+    lines = [json.dumps({"text": text}) for text in texts(90)]
+    run("run", "sort", stdin="\n".join(lines[:60]))
+    run("learn", "sort")
+    assert "ECE" not in run("report")[1]
+    run("run", "sort", stdin="\n".join(lines[60:]))
+    [told] = json.loads(run("report", "--json")[1])
+    text = run("report")[1]
     [found] = told["calibration"]
     assert found["version"] == "v1"
     assert 20 <= found["n"] <= 30
@@ -218,42 +217,40 @@ def test_report_says_what_a_versions_confidence_is_worth(run: Run, tmp_path: Pat
     assert (f"AUROC of {found['auroc']:.3f}" if found["auroc"] is not None else "(ECE), on") in text
 
 
-def test_replay_and_explain_tell_what_was_decided_and_why(run: Run, tmp_path: Path) -> None:
-    with remote(tmp_path):
-        run("run", "sort", stdin="\n".join(json.dumps({"text": text}) for text in texts(45)))
-        run("learn", "sort")
-        run("run", "sort", stdin="\n".join(json.dumps({"text": text}) for text in texts(5, seed=2)))
-        code, out, _ = run("replay", "sort", "--json")
-        *steps, end = [json.loads(line) for line in out.splitlines()]
-        assert code == 0
-        assert [step["decision"]["reason"] for step in steps] == ["no_local_model"] * 45 + ["learning"] * 5
-        assert (end["records"], end["exact"], end["differs"]) == (50, 50, [])
-        code, out, _ = run("replay", "sort")
-        assert code == 0 and len(out.splitlines()) == 52
-        assert "equals the engine's" in out.splitlines()[-1]
-        last = steps[-1]["request_id"]
-        code, out, _ = run("explain", last)
-        told = " ".join(out.split())
-        for words in (last, "remote model was served", "both are asked", "100.0%", '"kind"', "Their score", "contract"):
-            assert words in told
-        code, out, _ = run("explain", last, "--json")
-        found = json.loads(out)
-        assert (code, found["seq"], found["lag"], found["before"]["phase"]) == (0, 50, 0, "reinforcement")
-        assert run("explain", "nope")[0] == 3
+def test_replay_and_explain_tell_what_was_decided_and_why(run: Run, folder: Path) -> None:
+    run("run", "sort", stdin="\n".join(json.dumps({"text": text}) for text in texts(45)))
+    run("learn", "sort")
+    run("run", "sort", stdin="\n".join(json.dumps({"text": text}) for text in texts(5, seed=2)))
+    code, out, _ = run("replay", "sort", "--json")
+    *steps, end = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [step["decision"]["reason"] for step in steps] == ["no_local_model"] * 45 + ["learning"] * 5
+    assert (end["records"], end["exact"], end["differs"]) == (50, 50, [])
+    code, out, _ = run("replay", "sort")
+    assert code == 0 and len(out.splitlines()) == 52
+    assert "equals the engine's" in out.splitlines()[-1]
+    last = steps[-1]["request_id"]
+    code, out, _ = run("explain", last)
+    told = " ".join(out.split())
+    for words in (last, "remote model was served", "both are asked", "100.0%", '"kind"', "Their score", "contract"):
+        assert words in told
+    code, out, _ = run("explain", last, "--json")
+    found = json.loads(out)
+    assert (code, found["seq"], found["lag"], found["before"]["phase"]) == (0, 50, 0, "reinforcement")
+    assert run("explain", "nope")[0] == 3
 
 
-def test_mode_is_shown_by_status_until_it_ends(run: Run, tmp_path: Path) -> None:
-    with remote(tmp_path):
-        assert run("mode", "sort", "remote")[0] == 2  # no store yet
-        run("run", "sort", "--input", '{"text": "a pear"}')
-        code, out, _ = run("mode", "sort", "remote", "--for", "90s", "--json")
-        mode = json.loads(out)
-        assert (code, mode["mode"], mode["until"] - mode["at"]) == (0, "remote", 90)
-        assert "the remote alone answers" in run("status")[1]
-        assert run("mode", "sort", "auto")[0] == 0
-        assert "the remote alone answers until" not in run("status")[1]
-        assert run("mode", "sort", "auto", "--for", "2h")[0] == 2
-        assert run("mode", "sotr", "auto")[0] == 3
+def test_mode_is_shown_by_status_until_it_ends(run: Run, folder: Path) -> None:
+    assert run("mode", "sort", "remote")[0] == 2  # no store yet
+    run("run", "sort", "--input", '{"text": "a pear"}')
+    code, out, _ = run("mode", "sort", "remote", "--for", "90s", "--json")
+    mode = json.loads(out)
+    assert (code, mode["mode"], mode["until"] - mode["at"]) == (0, "remote", 90)
+    assert "the remote alone answers" in run("status")[1]
+    assert run("mode", "sort", "auto")[0] == 0
+    assert "the remote alone answers until" not in run("status")[1]
+    assert run("mode", "sort", "auto", "--for", "2h")[0] == 2
+    assert run("mode", "sotr", "auto")[0] == 3
 
 
 @pytest.mark.parametrize("time", ["2", "h", "0s", "-1h", "2 h", "2w", "1e3s", "٢h"])
@@ -262,37 +259,35 @@ def test_a_time_that_is_none_is_refused(run: Run, tmp_path: Path, time: str) -> 
     assert code == 2 and "90s, 30m, 2h or 7d" in err
 
 
-def test_plan_finds_the_floor_and_says_what_it_assumes(run: Run, tmp_path: Path) -> None:
+def test_plan_finds_the_floor_and_says_what_it_assumes(run: Run, folder: Path) -> None:
     wanted = ("--delay", "500", "--drop", "0.4", "--requests-per-day", "20000")
-    with remote(tmp_path):
-        code, out, _ = run("plan", *wanted, "--cost", "0.002", "--json")
-        found = json.loads(out)
-        assert (code, found["floor"], found["audits_per_day"], found["local_share"]) == (0, 0.02, 400, 0.6)
-        assert found["saving_per_month"] == pytest.approx(30 * 20_000 * 0.6 * 0.98 * 2000)
-        assert run("plan", *wanted)[0] == 2  # neither a price nor a store to take it from
-        answered = json.loads(run("run", "sort", "--input", '{"text": "a pear"}')[1])
-        code, out, _ = run("plan", *wanted, "--task", "sort", "--json")
-        assert json.loads(out)["cost"] == pytest.approx(answered["cost_usd"] * 1e6)
-        code, out, _ = run("plan", *wanted, "--local-share", "0.5")
-        assert code == 0 and "min_floor 0.02" in out and "assumed" in out and "50%" in out
-        assert "measured for drops of 30 %" in run("plan", *wanted[:2], "--drop", "0.1", *wanted[4:])[1]
-        assert run("plan", *wanted[:2], "--drop", "1.5", *wanted[4:])[0] == 2
+    code, out, _ = run("plan", *wanted, "--cost", "0.002", "--json")
+    found = json.loads(out)
+    assert (code, found["floor"], found["audits_per_day"], found["local_share"]) == (0, 0.02, 400, 0.6)
+    assert found["saving_per_month"] == pytest.approx(30 * 20_000 * 0.6 * 0.98 * 2000)
+    assert run("plan", *wanted)[0] == 2  # neither a price nor a store to take it from
+    answered = json.loads(run("run", "sort", "--input", '{"text": "a pear"}')[1])
+    code, out, _ = run("plan", *wanted, "--task", "sort", "--json")
+    assert json.loads(out)["cost"] == pytest.approx(answered["cost_usd"] * 1e6)
+    code, out, _ = run("plan", *wanted, "--local-share", "0.5")
+    assert code == 0 and "min_floor 0.02" in out and "assumed" in out and "50%" in out
+    assert "measured for drops of 30 %" in run("plan", *wanted[:2], "--drop", "0.1", *wanted[4:])[1]
+    assert run("plan", *wanted[:2], "--drop", "1.5", *wanted[4:])[0] == 2
 
 
-def test_run_says_on_a_terminal_what_the_floor_means(run: Run, tmp_path: Path) -> None:
-    with remote(tmp_path):
-        ours, theirs = pty.openpty()
-        arguments = ["run", "sort", "--input", '{"text": "a pear"}']
-        process = subprocess.run(
-            [sys.executable, "-m", "apprentice.cli", *arguments],
-            cwd=tmp_path, stdout=subprocess.PIPE, stderr=theirs, timeout=60, check=True,
-        )  # fmt: skip
-        os.close(theirs)
-        said = os.read(ours, 4096).decode()
-        os.close(ours)
-        assert "served agreement of 80% is promised" in said
-        assert json.loads(process.stdout)["output"] == {"kind": "fruit"}
-        assert run(*arguments)[2] == ""  # nobody looks
+def test_run_says_on_a_terminal_what_the_floor_means(run: Run, folder: Path) -> None:
+    ours, theirs = pty.openpty()
+    arguments = ["run", "sort", "--input", '{"text": "a pear"}']
+    process = subprocess.run(
+        [sys.executable, "-m", "apprentice.cli", *arguments],
+        cwd=folder, stdout=subprocess.PIPE, stderr=theirs, timeout=60, check=True,
+    )  # fmt: skip
+    os.close(theirs)
+    said = os.read(ours, 4096).decode()
+    os.close(ours)
+    assert "served agreement of 80% is promised" in said
+    assert json.loads(process.stdout)["output"] == {"kind": "fruit"}
+    assert run(*arguments)[2] == ""  # nobody looks
 
 
 def test_status_before_the_first_request_says_what_to_do(run: Run, tmp_path: Path) -> None:
@@ -339,56 +334,51 @@ def inputs_file(folder: Path, n: int, name: str = "inputs.jsonl") -> str:
     return name
 
 
-def test_label_says_what_it_would_cost_and_then_has_a_file_answered(run: Run, tmp_path: Path) -> None:
-    with remote(tmp_path):
-        name = inputs_file(tmp_path, 12)
-        code, out, _ = run("label", "sort", name, "--dry-run", "--json")
-        planned = json.loads(out)
-        assert (code, planned["size"], planned["batches"], planned["labels"]) == (0, 12, [], 0)
-        assert planned["worst_usd"] > 0
-        code, out, _ = run("label", "sort", name, "--every", "0.01")
-        assert code == 0
-        assert "12 inputs to send in 1 batch; at most $" in out
-        assert "done, $" in out and out.endswith("sort: 12 labelled inputs in all\n")
-        code, out, _ = run("label", "sort", inputs_file(tmp_path, 15), "--dry-run")
-        assert "3 inputs to send in 1 batch, 12 answered before; at most $" in out and "by the answers so far" in out
-        report = json.loads(run("report", "--json")[1])
-        assert [line[2] for line in report[0]["spending"]] == ["batch"]
-        first = json.loads(run("replay", "sort", "--json")[1].splitlines()[0])
-        assert "in a batch" in run("explain", first["request_id"])[1]
+def test_label_says_what_it_would_cost_and_then_has_a_file_answered(run: Run, folder: Path) -> None:
+    name = inputs_file(folder, 12)
+    code, out, _ = run("label", "sort", name, "--dry-run", "--json")
+    planned = json.loads(out)
+    assert (code, planned["size"], planned["batches"], planned["labels"]) == (0, 12, [], 0)
+    assert planned["worst_usd"] > 0
+    code, out, _ = run("label", "sort", name, "--every", "0.01")
+    assert code == 0
+    assert "12 inputs to send in 1 batch; at most $" in out
+    assert "done, $" in out and out.endswith("sort: 12 labelled inputs in all\n")
+    code, out, _ = run("label", "sort", inputs_file(folder, 15), "--dry-run")
+    assert "3 inputs to send in 1 batch, 12 answered before; at most $" in out and "by the answers so far" in out
+    report = json.loads(run("report", "--json")[1])
+    assert [line[2] for line in report[0]["spending"]] == ["batch"]
+    first = json.loads(run("replay", "sort", "--json")[1].splitlines()[0])
+    assert "in a batch" in run("explain", first["request_id"])[1]
 
 
-def test_label_sends_now_and_collects_later(run: Run, tmp_path: Path) -> None:
-    with remote(tmp_path):
-        name = inputs_file(tmp_path, 9)
-        code, out, _ = run("label", "sort", name, "--no-wait", "--limit", "5", "--json")
-        sent = json.loads(out)
-        assert (code, sent["size"], sent["left"], sent["labels"]) == (0, 5, 4, 0)
-        assert [(batch["state"], batch["inputs"]) for batch in sent["batches"]] == [("submitted", 5)]
-        for _ in range(3):
-            code, out, _ = run("label", "sort", "--collect", "--json")
-        assert (code, json.loads(out)["labels"], json.loads(out)["batches"]) == (0, 5, [])
-        code, out, _ = run("label", "sort", name, "--dry-run", "--json")
-        assert (json.loads(out)["size"], json.loads(out)["answered"]) == (4, 5)
+def test_label_sends_now_and_collects_later(run: Run, folder: Path) -> None:
+    name = inputs_file(folder, 9)
+    code, out, _ = run("label", "sort", name, "--no-wait", "--limit", "5", "--json")
+    sent = json.loads(out)
+    assert (code, sent["size"], sent["left"], sent["labels"]) == (0, 5, 4, 0)
+    assert [(batch["state"], batch["inputs"]) for batch in sent["batches"]] == [("submitted", 5)]
+    for _ in range(3):
+        code, out, _ = run("label", "sort", "--collect", "--json")
+    assert (code, json.loads(out)["labels"], json.loads(out)["batches"]) == (0, 5, [])
+    code, out, _ = run("label", "sort", name, "--dry-run", "--json")
+    assert (json.loads(out)["size"], json.loads(out)["answered"]) == (4, 5)
 
 
-def test_label_judges_the_whole_file_before_anything_is_sent(run: Run, tmp_path: Path) -> None:
-    with remote(tmp_path):
-        name = inputs_file(tmp_path, 3)
-        with (tmp_path / name).open("a") as file:
-            file.write('{"txt": "x"}\n')
-        code, _, err = run("label", "sort", name)
-        assert code == 3
-        assert "line 4" in err and "text: is missing" in err and "nothing was sent" in err
-        assert not (tmp_path / ".apprentice").exists()
+def test_label_judges_the_whole_file_before_anything_is_sent(run: Run, folder: Path) -> None:
+    name = inputs_file(folder, 3)
+    with (folder / name).open("a") as file:
+        file.write('{"txt": "x"}\n')
+    code, _, err = run("label", "sort", name)
+    assert code == 3
+    assert "line 4" in err and "text: is missing" in err and "nothing was sent" in err
+    assert not (folder / ".apprentice").exists()
     assert run("label", "sort")[0] == 2
     assert run("label", "sort", "nowhere.jsonl")[0] == 2
 
 
 def test_label_ends_with_the_code_of_a_model_when_a_batch_fails(run: Run, tmp_path: Path) -> None:
-    with remote(tmp_path):
-        pass  # nobody listens there any more
-    text = (tmp_path / "apprentice.yaml").read_text()
+    text = CALM.replace("BASE_URL", "http://127.0.0.1:9")  # nobody listens there
     (tmp_path / "apprentice.yaml").write_text(
         text.replace("provider: openai", "provider: openai\n  price: {input: 1, output: 1}")
     )

@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from apprentice import plugins, report
-from apprentice.config import Config
+from apprentice.config import Config, parse
 from apprentice.engine import Apprentice
 from apprentice.errors import BudgetExhausted, ConfigError, ModelError
 from apprentice.testing.servers import asked, serve_openai
@@ -40,10 +41,18 @@ async def opened(config: Config) -> Store:
     return store
 
 
-async def test_the_phases_follow_each_other_by_themselves_and_the_remote_is_withdrawn(configured: Configured) -> None:
+def long(number: int) -> Any:
+    """So many requests, where there is time for them."""
+    return pytest.param(number, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("number", [240, long(700)])
+async def test_the_phases_follow_each_other_by_themselves_and_the_remote_is_withdrawn(
+    configured: Configured, number: int
+) -> None:
     async with serve_openai(honest) as server:
-        config = configured(server.url)
-        questions = texts(700)
+        config = configured(server.url, local={"fine_tune_batch_size": 100})
+        questions = texts(number)
         async with Apprentice(config, seed=1) as app:
             results = await play(app, questions)
             alive = await app.confidence("sort")
@@ -51,7 +60,8 @@ async def test_the_phases_follow_each_other_by_themselves_and_the_remote_is_with
     phases = list(dict.fromkeys(result.decision.phase for result in results))
     assert phases == ["cold_start", "reinforcement", "steady"]
     assert all(result.source == "remote" for result in results if result.decision.phase != "steady")
-    assert sum(result.source == "local" for result in results[-200:]) > 100
+    late = results[-number // 3 :]
+    assert sum(result.source == "local" for result in late) > len(late) / 2
     assert sum(r.output["kind"] == right(text) for r, text in zip(results, questions, strict=True)) >= 0.8 * len(
         questions
     )
@@ -75,11 +85,12 @@ async def test_the_phases_follow_each_other_by_themselves_and_the_remote_is_with
         assert await app.confidence("sort") == alive  # and so does a restart
 
 
-async def test_two_processes_on_one_store_agree(configured: Configured) -> None:
+@pytest.mark.parametrize("number", [130, long(300)])
+async def test_two_processes_on_one_store_agree(configured: Configured, number: int) -> None:
     async with serve_openai(honest) as server:
         config = configured(server.url)
         async with Apprentice(config, seed=1) as one, Apprentice(config, seed=2) as two:
-            questions = texts(300)
+            questions = texts(number)
             for first, second in zip(questions[::2], questions[1::2], strict=True):
                 await asyncio.gather(one.arun("sort", {"text": first}), two.arun("sort", {"text": second}))
                 await asyncio.gather(one.idle(), two.idle())
@@ -115,7 +126,7 @@ async def test_a_killed_worker_loses_nothing_and_the_next_cycle_teaches(configur
                 assert failed.evidence["code"] == -signal.SIGKILL
             finally:
                 await store.close()
-            results = await play(app, texts(80, seed=2))
+            results = await play(app, texts(65, seed=2))
             assert {result.output["kind"] for result in results} == {"fruit", "animal", "tool"}
             assert results[-1].version is None and results[-1].decision.phase != "cold_start"
 
@@ -140,15 +151,35 @@ def _is_our_worker(folder: Path) -> bool:
     return parent == os.getpid() and b"apprentice.worker" in command
 
 
-@pytest.fixture
-async def steady(configured: Configured) -> Config:
-    """A task that has reached the steady phase; its store and models are in the test's folder."""
-    async with serve_openai(honest) as server:
-        config = configured(server.url, local={"fine_tune_batch_size": 5000})
-        async with Apprentice(config, seed=3) as app:
-            results = await play(app, texts(300, seed=5))
+def of_one_lesson(folder: Path, base_url: str = "http://127.0.0.1:9") -> Config:
+    """A task that learns once, with its store and models in the folder."""
+    config = parse(YAML.replace("BASE_URL", base_url), folder / "apprentice.yaml")
+    return config.model_copy(update={"local": config.local.model_copy(update={"fine_tune_batch_size": 5000})})
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a task reached the steady phase, as it was then, beside the folder itself: `steady`."""
+    folder, kept = (tmp_path_factory.getbasetemp() / "lifecycle" / name for name in ("steady", "kept"))
+    folder.mkdir(parents=True)
+
+    async def teach() -> None:
+        async with serve_openai(honest) as server, Apprentice(of_one_lesson(folder, server.url), seed=3) as app:
+            results = await play(app, texts(200, seed=5))
         assert results[-1].decision.phase == "steady"
-        return config
+
+    asyncio.run(teach())
+    folder.rename(kept)
+    return kept
+
+
+@pytest.fixture
+def steady(taught: Path) -> Config:
+    """A task that has reached the steady phase; its store and models lie where it did so: a version says where it lies."""
+    folder = taught.with_name("steady")
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(taught, folder)
+    return of_one_lesson(folder)
 
 
 async def test_out_of_money_local_serving_goes_on_and_says_so(steady: Config) -> None:
@@ -165,7 +196,8 @@ async def test_out_of_money_local_serving_goes_on_and_says_so(steady: Config) ->
                 await app.arun("sort", {"text": text})
 
 
-async def test_a_remote_that_is_down_fails_deferred_requests_only(configured: Configured) -> None:
+@pytest.mark.parametrize("number", [150, long(500)])
+async def test_a_remote_that_is_down_fails_deferred_requests_only(configured: Configured, number: int) -> None:
     def moody(body: dict[str, Json]) -> Json:
         """Knows things; of gadgets it says this and that, which cannot be learned."""
         text = asked(body)["text"]
@@ -176,9 +208,9 @@ async def test_a_remote_that_is_down_fails_deferred_requests_only(configured: Co
 
     async with serve_openai(moody) as server:
         text = YAML.replace("phase2_to_phase3: 0.80", "phase2_to_phase3: 0.93")
-        config = configured(server.url, text, local={"fine_tune_batch_size": 200})  # two versions, and no canary
+        config = configured(server.url, text, local={"fine_tune_batch_size": 200})  # no canary
         async with Apprentice(config, seed=3) as app:
-            results = await play(app, mixed(500, seed=5))
+            results = await play(app, mixed(number, seed=5))
         assert results[-1].decision.phase == "steady"
         assert results[-1].decision.level > 0
     config = configured("http://127.0.0.1:9", remote={"retries": 0}, local={"learn": "off"})
@@ -196,7 +228,8 @@ async def test_a_remote_that_is_down_fails_deferred_requests_only(configured: Co
     assert {"remote_failed", "error"} <= outcomes <= {"certified", "remote_failed", "error"}
 
 
-async def test_a_student_that_got_worse_is_withdrawn(steady: Config) -> None:
+@pytest.mark.parametrize("number", [60, long(400)])
+async def test_a_student_that_got_worse_is_withdrawn(steady: Config, number: int) -> None:
     """The remote changes its mind about everything: what is served must follow, without anybody doing anything."""
     turned = {"fruit": "animal", "animal": "tool", "tool": "fruit"}
 
@@ -207,7 +240,7 @@ async def test_a_student_that_got_worse_is_withdrawn(steady: Config) -> None:
         remote = steady.remote.model_copy(update={"base_url": server.url})
         local = steady.local.model_copy(update={"learn": "off"})
         async with Apprentice(steady.model_copy(update={"remote": remote, "local": local}), seed=4) as app:
-            results = await play(app, texts(400, seed=8))
+            results = await play(app, texts(number, seed=8))
     assert results[-1].decision.phase == "reinforcement"
     store = await opened(steady)
     try:
@@ -325,9 +358,9 @@ async def test_an_operator_forces_the_remote_for_a_time_and_everybody_on_the_sto
                     await again.mode("sort", "remote", seconds=seconds)
 
 
-async def test_the_command_line_forces_the_remote_of_a_running_engine(steady: Config, tmp_path: Path) -> None:
+async def test_the_command_line_forces_the_remote_of_a_running_engine(steady: Config) -> None:
     async with serve_openai(honest) as server:
-        file = tmp_path / "apprentice.yaml"
+        file = Path(steady.local.model_dir).with_name("apprentice.yaml")
         file.write_text(YAML.replace("BASE_URL", server.url))
         remote = steady.remote.model_copy(update={"base_url": server.url})
         local = steady.local.model_copy(update={"learn": "off"})

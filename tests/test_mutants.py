@@ -1,6 +1,6 @@
 """The tests of money bite: each of these small mistakes in the product makes one of them fail.
 
-A mistake is made in a copy of the source; the tests run against the copy. `make test` tries six, drawn by a seed that
+A mistake is made in a copy of the source; the tests run against the copy. `make test` tries two, drawn by a seed that
 changes with the source; `make slow` tries all.
 """
 
@@ -119,8 +119,8 @@ MUTANTS = [
         ),
         (
             "a settlement leaves the row open",
-            "SET state = excluded.state, cost = excluded.cost, seal",
-            "SET cost = excluded.cost, seal",
+            "SET state = column2, cost = column3, seal",
+            "SET cost = column3, seal",
             ENDS,
         ),
         (
@@ -167,20 +167,20 @@ MUTANTS = [
         "budget.py",
         (
             "the worst case is rounded down",
-            "return math.ceil(max(fresh, cached) * request_bytes",
-            "return math.floor(max(fresh, cached) * request_bytes",
+            "return -(-(max(rates.fresh, rates.cached) * request_bytes",
+            "return +(+(max(rates.fresh, rates.cached) * request_bytes",
             BUDGET,
         ),
         (
             "the worst case forgets a dear cache",
-            "math.ceil(max(fresh, cached) * request_bytes",
-            "math.ceil(fresh * request_bytes",
+            "max(rates.fresh, rates.cached) * request_bytes",
+            "rates.fresh * request_bytes",
             BUDGET,
         ),
         (
             "the worst case forgets the answer",
-            "* request_bytes + output * max_tokens)",
-            "* request_bytes + output)",
+            "* request_bytes + rates.output * max_tokens)",
+            "* request_bytes + rates.output)",
             BUDGET,
         ),
         (
@@ -198,7 +198,7 @@ MUTANTS = [
         ("limits are rounded up", "limit=math.floor(_exact(limit,", "limit=math.ceil(_exact(limit,", BUDGET),
         ("a task's limits are those of all tasks", "(own, found[4:])", "(own, found[:4])", BUDGET),
         ("a price may be negative", "not number.is_finite()) or number < 0:", "not number.is_finite()):", BUDGET),
-        ("a cost is rounded down", "return math.ceil(fresh * uncached", "return math.floor(fresh * uncached", BUDGET),
+        ("a cost is rounded down", "return -(-(rates.fresh * uncached", "return +(+(rates.fresh * uncached", BUDGET),
     ),
     *_of(
         "wire.py",
@@ -266,15 +266,15 @@ def killed(mutant: Mutant, folder: Path) -> bool:
     return status == 1
 
 
-def test_six_mistakes_are_noticed(tmp_path: Path) -> None:
+def test_two_mistakes_are_noticed(tmp_path: Path) -> None:
     seed = zlib.crc32(b"".join((ROOT / "src/apprentice" / m.file).read_bytes() for m in MUTANTS))
-    drawn = Random(seed).sample(MUTANTS, 6)
+    drawn = Random(seed).sample(MUTANTS, 2)
     living = [mutant.name for number, mutant in enumerate(drawn) if not killed(mutant, tmp_path / str(number))]
     assert living == []
 
 
 def test_without_a_mistake_nothing_is_noticed(tmp_path: Path) -> None:
-    mutant = MUTANTS[0]
+    mutant = next(mutant for mutant in MUTANTS if mutant.tests == (ENDS,))
     status, output = ran(mutant, tmp_path, mutate=False)
     assert status == 0, output
 

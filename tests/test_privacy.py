@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -92,6 +93,22 @@ def test_without_a_redactor_nothing_is_changed_but_the_subject() -> None:
     veil = Veil(None)
     assert not veil and veil.hide({"text": MAIL}) == {"text": MAIL} and veil.show("<EMAIL_1>") == "<EMAIL_1>"
     assert veil.tags({"subject": "ann", "channel": "mail"}) == {"subject": digest("ann"), "channel": "mail"}
+
+
+async def test_a_long_text_is_read_in_a_thread_and_a_short_one_is_not_worth_it() -> None:
+    readers: list[int] = []
+
+    def note(text: str) -> list[Finding]:
+        readers.append(threading.get_ident())
+        return [Finding(0, 3, "NAME")]
+
+    short, long = ["Ann wrote"], ["Ann wrote " * 1000]
+    here = threading.get_ident()
+    assert (await privacy.veil_for(note, short)).hide(short) == ["<NAME_1> wrote"]
+    assert readers == [here]
+    assert (await privacy.veil_for(note, long)).hide(long) == ["<NAME_1> wrote " * 1000]
+    assert len(readers) == 2 and readers[1] != here
+    assert not await privacy.veil_for(None, long)
 
 
 def json_of(*words: str) -> st.SearchStrategy[Json]:

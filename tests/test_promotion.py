@@ -205,8 +205,9 @@ def trial(mean: float, seed: int, spread: float = 0.06) -> Trial:
     return found
 
 
-def test_a_canary_that_is_worse_by_the_margin_is_promoted_in_one_of_twenty_trials_at_most() -> None:
-    assert sum(trial(-MARGIN, seed).verdict == "promote" for seed in range(60)) <= 6  # 3 expected at most
+@pytest.mark.parametrize("trials", [20, pytest.param(60, marks=pytest.mark.slow)])
+def test_a_canary_that_is_worse_by_the_margin_is_promoted_in_one_of_twenty_trials_at_most(trials: int) -> None:
+    assert sum(trial(-MARGIN, seed).verdict == "promote" for seed in range(trials)) <= trials // 10  # half is expected
 
 
 def test_a_better_canary_gets_through_and_a_much_worse_one_is_dropped_soon() -> None:

@@ -152,6 +152,31 @@ async def test_a_caller_who_goes_away_while_waiting_leaves_no_hold_and_lets_the_
         assert len(await here.store.holds(2e9)) == 1
 
 
+async def test_a_caller_who_goes_away_while_a_hold_is_booked_leaves_none_behind(of: Any) -> None:  # F18
+    async with of(total=100) as here:
+        for pauses in (1, 2, 3, 4, 0):
+            gone = asyncio.create_task(here.reserve(100))
+            for _ in range(pauses):
+                await asyncio.sleep(0)
+            gone.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await gone
+            assert await here.store.holds(2e9) == []
+        assert (await here.reserve(100)).worst == 100
+
+
+async def test_the_windows_and_caps_of_a_day_hold_until_its_midnight_and_not_beyond(of: Any) -> None:
+    async with of(daily=100, monthly=150) as here:
+        here.now = NOON + 12 * 3600 - 0.001
+        await here.spend(100)
+        with pytest.raises(BudgetExhausted):
+            await here.reserve(1)
+        here.now += 0.001
+        assert (await here.reserve(50)).windows[3] == "day:2026-11-21"
+        with pytest.raises(BudgetHeld):  # the month goes on
+            await here.reserve(1, wait=-1.0)
+
+
 async def test_what_is_kept_back_for_audits_is_there_when_the_rest_is_not(of: Any) -> None:
     async with of(daily=10_000) as here:
         task = here.config.tasks[0]

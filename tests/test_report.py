@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from apprentice import confidence, plugins, report
 from apprentice.calibration import auroc
 from apprentice.cli import main
-from apprentice.config import Config
+from apprentice.config import Config, parse
 from apprentice.engine import Apprentice
 from apprentice.errors import InvalidRequest, UnknownTask
 from apprentice.report import CalibrationLine, Ending, Step
@@ -59,10 +60,27 @@ async def play(config: Config, *, together: int = 1, n: int = 120) -> tuple[list
     return results, before
 
 
-async def test_the_records_alone_give_every_decision_and_the_state_of_the_engine(configured: Configured) -> None:
-    async with serve_openai(honest) as server:
-        config = configured(server.url)
-        results, before = await play(config)
+class Lived(NamedTuple):
+    """The store of an engine that taught a student and let it serve, for tests that only look; and what it answered."""
+
+    config: Config
+    results: list[Result]
+    before: list[Confidence]
+
+
+@pytest.fixture(scope="module")
+def lived(tmp_path_factory: pytest.TempPathFactory) -> Lived:
+    async def live() -> Lived:
+        async with serve_openai(honest) as server:
+            folder = tmp_path_factory.mktemp("lived")
+            config = parse(YAML.replace("BASE_URL", server.url), folder / "apprentice.yaml")
+            return Lived(config, *await play(config))
+
+    return asyncio.run(live())
+
+
+async def test_the_records_alone_give_every_decision_and_the_state_of_the_engine(lived: Lived) -> None:
+    config, results, before = lived
     assert {result.decision.phase for result in results} == {"cold_start", "reinforcement", "steady"}
     steps, end = await replayed(config)
     assert [step.decision for step in steps] == [result.decision for result in results]
@@ -80,17 +98,19 @@ async def test_the_records_alone_give_every_decision_and_the_state_of_the_engine
 async def test_requests_at_the_same_time_are_decided_on_an_earlier_state_and_said_to_be(configured: Configured) -> None:
     async with serve_openai(honest) as server:
         config = configured(server.url, local={"fine_tune_batch_size": 5000})
-        await play(config, together=8, n=160)
+        await play(config, together=8, n=96)
     steps, end = await replayed(config)
     assert end.unexplained == 0 and end.lagging > 0
     assert max(step.lag or 0 for step in steps) < 8
     assert end.differs == []
 
 
-async def test_a_decision_that_no_state_says_and_a_state_that_no_records_give_are_shown(configured: Configured) -> None:
-    async with serve_openai(honest) as server:
-        config = configured(server.url)
-        await play(config, n=60)
+async def test_a_decision_that_no_state_says_and_a_state_that_no_records_give_are_shown(
+    lived: Lived, configured: Configured
+) -> None:
+    config = configured()
+    Path(config.store.path).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(lived.config.store.path, config.store.path)
     async with opened(config) as store:
         [(seq, last)] = await store.records("sort", limit=1, newest=True)
         odd = last.decision.model_copy(update={"p": 0.123})
@@ -114,14 +134,14 @@ async def test_status_follows_a_running_engine_and_a_state_of_another_format_is_
     async with serve_openai(honest) as server:
         config = configured(server.url)
         async with Apprentice(config, seed=3) as app:
-            for text in texts(70):
+            for text in texts(50):
                 await app.arun("sort", {"text": text})
                 await app.idle()
             alive = await app.confidence("sort")
             async with opened(config) as store:
                 [running] = await report.status(config, store, now=0.0)
         async with opened(config) as store:
-            await store.save_state("sort", 70, '{"format": -1}')
+            await store.save_state("sort", 50, '{"format": -1}')
             [rebuilt] = await report.status(config, store, now=0.0)
         async with Apprentice(config, seed=3) as app:
             again = await app.confidence("sort")
@@ -202,10 +222,8 @@ async def test_confidence_is_not_judged_on_a_handful_nor_ranked_where_all_scores
     assert (line.n, line.auroc, line.auroc_lower, line.auroc_upper) == (41, None, None, None)
 
 
-async def test_a_student_at_work_is_judged_on_each_of_its_comparisons(configured: Configured) -> None:
-    async with serve_openai(honest) as server:
-        config = configured(server.url)
-        await play(config)
+async def test_a_student_at_work_is_judged_on_each_of_its_comparisons(lived: Lived) -> None:
+    config = lived.config
     async with told(config, []) as found:
         [line] = [line for line in found if line.version == "v1"]
     async with opened(config) as store:
@@ -371,7 +389,7 @@ def test_the_report_prints_the_last_fourteen_days(
 async def test_spending_is_told_by_day_purpose_and_model(configured: Configured) -> None:
     async with serve_openai(honest) as server:
         config = configured(server.url, sampling={"repeat_share": 1.0})
-        await play(config, n=60)
+        await play(config, n=50)
     async with opened(config) as store:
         [found] = await report.report(config, store)
     assert {line.purpose for line in found.spending} == {"serve", "repeat"}

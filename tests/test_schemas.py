@@ -216,6 +216,57 @@ def test_what_json_can_carry_is_sound(value: Json) -> None:
     assert schemas.unsound({"a": value, "b\0": "\0\u2028"}) is None
 
 
+ODD: st.SearchStrategy[Any] = st.sampled_from(
+    [math.nan, -math.inf, 1e301, 10**400, 2**60, True, 0, 1.0, None, "", " ", "é", "x\ud800", [], {}, ("x",), b"x"]
+)
+RIGHT: dict[str, st.SearchStrategy[Any]] = {
+    "str": st.sampled_from(["", " ", "words", "é\u2028"]),
+    "str?": st.sampled_from([None, "words"]),
+    "int": st.integers(),
+    "float": st.floats() | st.integers(),
+    "bool": st.booleans(),
+    "enum[x, y]": st.sampled_from(["x", "y"]),
+    "list[int?]": st.lists(st.none() | st.integers(0, 9) | ODD, max_size=2),
+    "dict": st.dictionaries(st.text(max_size=1), ODD, max_size=2),
+    "dict[str, bool]": st.dictionaries(st.text(max_size=1), st.booleans(), max_size=2),
+}
+
+
+@given(st.data())
+def test_the_quick_check_of_a_value_says_what_the_thorough_ones_say(data: st.DataObject) -> None:
+    fields = data.draw(st.dictionaries(st.sampled_from("abcd"), st.sampled_from(sorted(RIGHT)), min_size=1))
+    shorthand: dict[str, Json] = {**fields, "rows": [fields]}
+    row = {name: data.draw(RIGHT[kind] | ODD) for name, kind in fields.items() if data.draw(st.integers(0, 9))}
+    value: Any = row | {"rows": data.draw(st.sampled_from([[], [row], [row, row], (), None]))}
+    if data.draw(st.integers(0, 9)) == 0:
+        value |= {data.draw(st.sampled_from(["e", "\ud800", 1])): data.draw(ODD)}
+    schema, problems = schemas.compiled(shorthand, output=False)
+    assert problems == []
+    thorough = schemas.unsound(value) or schemas.check_of(shorthand, schema)(value)
+    assert schemas.whole_check(shorthand, schema)(value) == thorough
+    with_texts = thorough or schemas.all_empty(schema, value)
+    assert schemas.whole_check(shorthand, schema, texts=True)(value) == with_texts
+
+
+def test_usual_values_are_seen_to_be_good_at_a_glance_and_others_never_are() -> None:
+    shorthand: Json = {"text": "str", "n": "int?", "kind": ["x", "y"], "rows": [{"share": "float", "flag": "bool"}]}
+    schema, _ = schemas.compiled(shorthand, output=False)
+    good = {"text": "é", "kind": "x", "rows": [{"share": 0.5, "flag": True}]}
+    glance = schemas._glance_of(shorthand, schema, texts=True)
+    assert glance(good) and glance(good | {"n": None, "rows": []}) and not glance(good | {"n": True})
+    full = {"type": "object", "properties": {"text": {"type": "string"}}}
+    assert not schemas._glance_of(full, full, texts=False)({"text": "words"})  # its keywords may ask for anything
+
+
+def test_a_schema_that_is_deeper_than_a_value_may_be_accepts_none_of_them() -> None:
+    deep = "list[" * 70 + "int" + "]" * 70
+    schema, _ = schemas.compiled({"a": deep}, output=False)
+    value: list[Any] = [1]
+    for _ in range(69):
+        value = [value]
+    assert "nested" in (schemas.whole_check({"a": deep}, schema)({"a": value}) or "")
+
+
 def test_a_pydantic_model_is_a_schema_and_is_strict() -> None:
     given = f"{__name__}:Ticket"
     assert properties(given)["text"]["type"] == "string"

@@ -321,7 +321,7 @@ async def test_a_candidate_that_lost_what_was_known_first_is_rejected_by_the_fro
         assert await learn(config, "sort", store, clock=lambda: 1.0, owner="a") is not None
         # The same things are answered otherwise from now on: right on the newest rows held out, wrong on the oldest.
         other = {"fruit": "animal", "animal": "tool", "tool": "fruit"}
-        for number, text in enumerate(texts(500, seed=9)):
+        for number, text in enumerate(texts(300, seed=9)):
             await store.append(answered(1000 + number, text, other[right(text)]))
         second = await learn(config, "sort", store, clock=lambda: 2.0, owner="a", force=True)
         assert second is not None and second.state == "rejected"

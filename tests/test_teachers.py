@@ -643,8 +643,8 @@ async def test_a_switch_is_proposed_only_where_one_is_better_in_all_and_may_teac
 ) -> None:
     other = moody(0.2) if backup == "moody" else backup
     async with at(("openai", OPEN, primary, {"tariff": dear}), ("anthropic", model, other, {"tariff": cheap})) as here:
-        await here.corrected(60)
-        found = await here.compare(rows=60)
+        await here.corrected(40)
+        found = await here.compare(rows=40)
         events = await here.events("TEACHER_SWITCH_PROPOSED")
         if proposed:
             assert (found.proposal, found.instead_of) == ("anthropic/phi-4", f"openai/{OPEN}")

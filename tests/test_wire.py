@@ -20,7 +20,9 @@ from typing import Any
 import pytest
 
 from apprentice import wire
+from apprentice.connection import Careful
 from apprentice.errors import ConfigError
+from apprentice.models._httptools import Reader
 from apprentice.testing.servers import Reply, Server, serve_openai
 from apprentice.types import Json
 
@@ -65,9 +67,9 @@ JdVorNaaC459fr9bzqO/GRA5iePjQ3LDqvrcv95/GOUCIHLc0Ho1qTUVM4WKl/f4
 # --- over sockets -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-async def client() -> AsyncIterator[wire.Client]:
-    made = wire.client(allow_internal=True)
+@pytest.fixture(params=[Careful, Reader], ids=["h11", "httptools"])
+async def client(request: pytest.FixtureRequest) -> AsyncIterator[wire.Client]:
+    made = wire.client(allow_internal=True, reader=request.param)
     yield made
     await made.close()
 

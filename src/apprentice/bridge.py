@@ -29,10 +29,9 @@ class Bridge:
 
     async def here[T](self, work: Coroutine[Any, Any, T]) -> T:
         """Await `work` on the loop, from whichever loop the caller is on."""
-        loop = self._home(work)
-        if loop is asyncio.get_running_loop():
+        if asyncio.get_running_loop() is self._loop:  # it runs, so it is open; and which loop it is never changes
             return await work
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._home(work)))
 
     def wait[T](self, work: Coroutine[Any, Any, T]) -> T:
         """Block until `work` is done on the loop."""

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta, tzinfo
 from decimal import Decimal
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 from apprentice.errors import ConfigError, PriceUnknown
@@ -41,19 +42,19 @@ def worst_case(price: Price, request_bytes: int, max_tokens: int) -> Micros:
     reasoning. Raises PriceUnknown for a price that is missing, negative or no number, ConfigError for a size that is
     no count.
     """
-    fresh, cached, output = _rates(price)
+    rates = _rates(price)
     if type(request_bytes) is not int or request_bytes < 0:
         raise ConfigError(f"request_bytes should be a number of bytes, not {request_bytes!r}")
     if type(max_tokens) is not int or max_tokens < 1:
         raise ConfigError(f"max_tokens should be at least 1, not {max_tokens!r}")
-    return math.ceil(max(fresh, cached) * request_bytes + output * max_tokens)
+    return -(-(max(rates.fresh, rates.cached) * request_bytes + rates.output * max_tokens) // rates.scale)
 
 
 def cost(price: Price, usage: Usage) -> Micros:
     """What a call did cost by the provider's count, in micro-dollars, rounded up. Raises PriceUnknown."""
-    fresh, cached, output = _rates(price)
-    uncached = max(0, usage.input_tokens - usage.cached_tokens)
-    return math.ceil(fresh * uncached + cached * usage.cached_tokens + output * usage.output_tokens)
+    rates, known = _rates(price), usage.cached_tokens
+    uncached = max(0, usage.input_tokens - known)
+    return -(-(rates.fresh * uncached + rates.cached * known + rates.output * usage.output_tokens) // rates.scale)
 
 
 def micros(dollars: Decimal | int) -> Micros:
@@ -118,7 +119,7 @@ def elapsed(window: str, at: Seconds, zone: tzinfo) -> float:
     >>> elapsed("day:2026-11-20", 1_795_176_000, UTC)
     0.5
     """
-    begin, end = _span(window, zone)
+    begin, end = span(window, zone)
     return 0.0 if end == math.inf else min(1.0, max(0.0, (at - begin) / (end - begin)))
 
 
@@ -129,11 +130,16 @@ def left(window: str, at: Seconds, zone: tzinfo) -> Seconds:
     >>> left("day:2026-11-20", 1_795_176_000, UTC)
     43200.0
     """
-    return max(0.0, _span(window, zone)[1] - at)
+    return max(0.0, span(window, zone)[1] - at)
 
 
-def _span(window: str, zone: tzinfo) -> tuple[Seconds, Seconds]:
-    """When a window begins and ends."""
+def span(window: str, zone: tzinfo) -> tuple[Seconds, Seconds]:
+    """When a window begins and ends; `total` does neither. Raises ConfigError for a text that names no window.
+
+    >>> from datetime import UTC
+    >>> span("day:2026-11-20", UTC)
+    (1795132800.0, 1795219200.0)
+    """
     kind, _, name = window.rpartition("/")[2].partition(":")
     try:
         match kind:
@@ -177,7 +183,7 @@ def reached(cap: Cap, spent: Micros, at: Seconds, zone: tzinfo) -> Seconds | Non
     over = elapsed(cap.window, at, zone)
     if over < _EARLY or spent <= 0:
         return None
-    end = _span(cap.window, zone)[1]
+    end = span(cap.window, zone)[1]
     moment = at + (end - at) * over / (1 - over) * max(0.0, cap.limit / spent - 1) if over < 1 else at
     return moment if moment < end else None
 
@@ -231,13 +237,32 @@ def _share(room: float, price: float) -> float:
     return min(1.0, max(0.0, room / price)) if price > 0 else float(room >= 0)
 
 
-def _rates(price: Price) -> tuple[Fraction, Fraction, Fraction]:
-    """Micro-dollars per token of input, cached input and output."""
-    cached = price.input if price.cached is None else price.cached
+class _Rates(NamedTuple):
+    """What a token of input, cached input and output costs, in whole numbers: micro-dollars times `scale`."""
+
+    fresh: int
+    cached: int
+    output: int
+    scale: int
+
+
+def _rates(price: Price) -> _Rates:
+    given = (price.input, price.input if price.cached is None else price.cached, price.output)
     try:
-        return _exact(price.input, "input"), _exact(cached, "cached"), _exact(price.output, "output")
+        return _scaled(*given)
+    except TypeError:  # no Decimal that can be kept: not a number, or none at all
+        return _scaled.__wrapped__(*given)
+
+
+@lru_cache(maxsize=256, typed=True)  # prices are few; `typed`, because True is no price although it equals 1
+def _scaled(input: Decimal, cached: Decimal, output: Decimal) -> _Rates:
+    try:
+        exact = _exact(input, "input"), _exact(cached, "cached"), _exact(output, "output")
     except ConfigError as error:
         raise PriceUnknown(f"the price cannot be used: {error}") from error
+    scale = math.lcm(*(rate.denominator for rate in exact))
+    fresh, kept, said = (rate.numerator * (scale // rate.denominator) for rate in exact)
+    return _Rates(fresh, kept, said, scale)
 
 
 def _exact(number: object, what: str) -> Fraction:

@@ -11,14 +11,16 @@ import asyncio
 import contextlib
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
 from random import Random
 from typing import Any, Literal, NamedTuple
 
 import genai_prices
-from genai_prices.types import TieredPrices
+from genai_prices.data_snapshot import get_snapshot
+from genai_prices.types import ModelPrice, TieredPrices
 
 from apprentice import budget, observer, plugins
 from apprentice.config import Config, Price, Remote, TaskConfig
@@ -35,6 +37,7 @@ from apprentice.errors import (
     PriceUnknown,
     StoreError,
 )
+from apprentice.models import Prepared, prepared
 from apprentice.observer import Asked
 from apprentice.purse import Purse, suspended_models
 from apprentice.throttle import Throttle
@@ -46,6 +49,7 @@ _FAIR: Seconds = 1.0  # who has not answered within this is slow; a deadline bef
 _LONGEST_PAUSE: Seconds = 5.0  # a provider that may be asked so soon is waited for
 _MOST_NAMES = 50  # model names of one provider that are remembered: a server may answer with a new one each time
 _DATED = re.compile(r"[-@:](\d{4}-\d{2}-\d{2}|\d{8}|latest)$")  # what sets a snapshot's name apart from its model's
+_NO_DEADLINE = contextlib.nullcontext()
 _MEASURES = ("repeat", "probe")  # compare the first remote with itself, and answer nobody's request
 
 
@@ -60,6 +64,14 @@ class Served(NamedTuple):
     price: Price | None  # as `price_of`; None: the price table does not have it
 
 
+class PerToken(NamedTuple):
+    """A price of the price table, in US dollars per million tokens, as exact as it stands there."""
+
+    input: Decimal
+    output: Decimal
+    cached: Decimal
+
+
 class Provider:
     """One configured remote: its model, its price, and how many calls it may have in flight."""
 
@@ -68,12 +80,13 @@ class Provider:
         self.price = price_of(remote)
         self.slots = asyncio.Semaphore(remote.concurrency)
         self.throttle = Throttle()
+        self.name = f"{remote.provider}/{remote.model}"
+        self.teacher = remote.teacher
         self._model: Any = None
         self._names: dict[str, Served] = {}
-
-    @property
-    def name(self) -> str:
-        return f"{self.remote.provider}/{self.remote.model}"
+        self._tables: dict[
+            str, tuple[ModelPrice, PerToken | None]
+        ] = {}  # by model: the price of the table, and per token
 
     def model(self) -> Any:
         """The model, built at the first call. Raises ConfigError when the key or the plugin is missing."""
@@ -133,6 +146,9 @@ class Provider:
         return max(self._priced(model, usage) for model in models)
 
     def _priced(self, model: str, usage: Usage) -> Micros:
+        per_token = self._per_token(model)
+        if per_token is not None and usage.cached_tokens <= usage.input_tokens:
+            return budget.cost(per_token, usage)
         priced = genai_prices.calc_price(
             genai_prices.Usage(
                 input_tokens=usage.input_tokens,
@@ -143,6 +159,17 @@ class Provider:
             provider_id=self.remote.provider,
         )
         return budget.micros(priced.total_price)
+
+    def _per_token(self, model: str) -> PerToken | None:
+        """What the price table says now, as a price per token. It is asked for such a one once, because asking is slow."""
+        _, found = get_snapshot().find_provider_model(model, None, self.remote.provider, None)
+        price = found.get_prices(datetime.now(UTC))
+        known = self._tables.get(model)
+        if known is None or known[0] is not price:  # another table, or another time of the day
+            if len(self._tables) >= _MOST_NAMES:
+                self._tables.clear()
+            known = self._tables[model] = price, linear(price)
+        return known[1]
 
     def wait(self, now: Seconds) -> Seconds:
         """Seconds until a call may leave; infinite while nobody knows when."""
@@ -177,18 +204,17 @@ class Provider:
             retry_after=told,
         )
 
-    @contextlib.asynccontextmanager
-    async def slot(self, deadline: Seconds | None) -> AsyncIterator[None]:
-        """One of the calls that may be in flight. Raises DeadlineExceeded when none comes free in time."""
+    async def slot(self, deadline: Seconds | None) -> asyncio.Semaphore:
+        """One of the calls that may be in flight, until it is released. Raises DeadlineExceeded when none comes in time."""
+        if not self.slots.locked():
+            await self.slots.acquire()  # at once
+            return self.slots
         try:
             async with asyncio.timeout_at(deadline):
                 await self.slots.acquire()
         except TimeoutError as error:
             raise DeadlineExceeded(f"{self.name}: the deadline passed before the call could be sent") from error
-        try:
-            yield
-        finally:
-            self.slots.release()
+        return self.slots
 
     async def close(self) -> None:
         if self._model is not None:
@@ -327,8 +353,8 @@ class Calls:
         for_audits: bool,
         later: bool,
     ) -> Answer:
-        model = provider.model()
-        worst = budget.worst_case(provider.price, model.request_bytes(task.task, input), provider.remote.max_tokens)
+        request = prepared(provider.model(), task.task, input)
+        worst = budget.worst_case(provider.price, request.bytes, provider.remote.max_tokens)
 
         def hold_of(at: Seconds, windows: tuple[str, ...]) -> Hold:
             return Hold(
@@ -341,7 +367,8 @@ class Calls:
                 at=at,
             )
 
-        async with provider.slot(deadline):
+        slots = await provider.slot(deadline)
+        try:
             spare = provider.remote.retries + 1 if purpose in _MEASURES else 0
             hold = await self.purse.reserve(task, hold_of, spare=spare, for_audits=for_audits, until=deadline)
             if deadline is not None and asyncio.get_running_loop().time() >= deadline:
@@ -350,20 +377,22 @@ class Calls:
                 raise DeadlineExceeded(f"{provider.name}: {problem}")
             asked = Asked(task.name, purpose, provider.remote.provider, provider.remote.model, provider.remote)
             with self.observer.call(asked) as told:
-                answer, cost = await self._sent(provider, task, input, hold, deadline, attempts)
+                answer, cost = await self._sent(provider, task, request, hold, deadline, attempts)
                 wrong = _wrong(provider, task, answer)
                 told(answer, cost, wrong is None)
                 if not later:
                     await self.settled(attempts)
+        finally:
+            slots.release()
         if wrong is not None:
             raise wrong
-        return answer.model_copy(update={"cost": cost, "provider": provider.remote.teacher})
+        return answer.model_copy(update={"cost": cost, "provider": provider.teacher})
 
     async def _sent(
         self,
         provider: Provider,
         task: TaskConfig,
-        input: Json,
+        request: Prepared,
         hold: Hold,
         deadline: Seconds | None,
         attempts: list[Attempt],
@@ -371,8 +400,8 @@ class Calls:
         """The answer and what it cost. Whatever becomes of the call, its hold is settled."""
         sent = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout_at(deadline):
-                answer: Answer = await provider.model().answer(task.task, input)
+            async with asyncio.timeout_at(deadline) if deadline is not None else _NO_DEADLINE:
+                answer = await request.answer()
         except TimeoutError as error:
             provider.kept_waiting(sent, asyncio.get_running_loop().time())
             await self._settle(attempts, hold, "unknown", None, provider, "the caller's deadline passed")
@@ -399,10 +428,10 @@ class Calls:
     async def settled(self, attempts: Sequence[Attempt]) -> None:
         """Return when the ledger has what these attempts did cost. Raises StoreError."""
         some = [self._settling.pop(one.attempt_id) for one in attempts if one.attempt_id in self._settling]
-        if some:
-            await asyncio.wait(some)
-            for task in some:
-                task.result()
+        if running := [task for task in some if not task.done()]:
+            await asyncio.wait(running)
+        for task in some:
+            task.result()
 
     async def _after(
         self, task: TaskConfig, provider: Provider, hold: Hold, cost: Micros, state: _End, served: str
@@ -541,6 +570,22 @@ def _looked_up(provider: str, model: str) -> genai_prices.types.PriceCalculation
         return genai_prices.calc_price(nothing, model_ref=model, provider_id=provider)
     except LookupError:
         return None
+
+
+def linear(table: ModelPrice) -> PerToken | None:
+    """The same price per token; None for one with tiers, or for anything besides tokens."""
+
+    def of(fresh: int, cached: int, output: int) -> Decimal:
+        usage = genai_prices.Usage(input_tokens=fresh + cached, output_tokens=output, cache_read_tokens=cached or None)
+        total: Decimal = table.calc_price(usage)["total_price"]
+        return total
+
+    if any(isinstance(price, TieredPrices) for price in vars(table).values()):
+        return None
+    million = 10**6
+    price = PerToken(of(million, 0, 0), of(0, 0, million), of(0, million, 0))
+    sum_of_all = price.input * million + price.cached * 3_001 + price.output * 77
+    return price if of(million, 3_001, 77) * million == sum_of_all else None
 
 
 def _highest(price: Decimal | TieredPrices | None) -> Decimal | None:

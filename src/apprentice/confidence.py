@@ -23,7 +23,7 @@ import math
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Literal, NamedTuple
 
 from apprentice.bounds import CELLS, interval, middle, tally
@@ -204,7 +204,8 @@ class State:
 
     def to_json(self) -> str:
         """The state as text; `from_json` gives back an equal one, to the last bit of each float."""
-        return json.dumps({"format": STATE_FORMAT, **asdict(self)}, separators=(",", ":"), allow_nan=False)
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return json.dumps({"format": STATE_FORMAT, **values}, separators=(",", ":"), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> State:

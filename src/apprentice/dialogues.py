@@ -16,6 +16,8 @@ from apprentice.types import Example, Json, Task
 
 FORM = "Answer with one JSON value that fits the given schema, and with nothing else."
 _MOST_REPEATS = 10
+_PLAIN = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_ESCAPED = json.JSONEncoder(separators=(",", ":"))
 
 type Format = Literal["chat", "completion", "dpo"]
 type Message = dict[str, str]  # {"role": …, "content": …}
@@ -152,9 +154,9 @@ def as_json(value: Json) -> str:
     Raises InvalidInput for what JSON cannot say (NaN, objects of Python).
     """
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = _PLAIN.encode(value)
         # Half of a surrogate pair has no UTF-8; escaped, it travels as it is.
-        return text if _is_utf8(text) else json.dumps(value, separators=(",", ":"))
+        return text if text.isascii() or _is_utf8(text) else _ESCAPED.encode(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInput(f"the value is not JSON: {type(error).__name__}") from error
 

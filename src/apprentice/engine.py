@@ -15,7 +15,6 @@ import contextlib
 import inspect
 import os
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from functools import partial, wraps
 from pathlib import Path
@@ -39,9 +38,10 @@ from apprentice.errors import (
     ModelError,
     StoreError,
 )
+from apprentice.follow import Follower
 from apprentice.live import Live
 from apprentice.observer import Asked, Purpose, Told
-from apprentice.privacy import Veil, redactor
+from apprentice.privacy import Veil, redactor, veil_for
 from apprentice.request import Request, answer_beside, answer_locally, compare, input_of, result_again, result_of
 from apprentice.shelf import Loaded, Shelf
 from apprentice.shelf import load as load_local
@@ -62,7 +62,6 @@ from apprentice.types import (
     Version,
 )
 
-_SNAPSHOT_EVERY = 500  # Records between two snapshots of a live state
 _FORESEE_EVERY = 100  # Records between two looks whether the caps can pay for the contract
 
 
@@ -92,11 +91,11 @@ class Apprentice:
         self._tasks: dict[str, Live] = {}
         self._store: Store
         self._calls: Calls
+        self._follower: Follower
         self._open_lock = asyncio.Lock()  # one opens or closes
         self._busy = 0  # requests in flight
         self._quiet = asyncio.Event()
         self._quiet.set()
-        self._fold_lock = asyncio.Lock()
 
     # --- the call -----------------------------------------------------------------------------------------------------
 
@@ -182,7 +181,7 @@ class Apprentice:
         async def change() -> None:
             await self._live(task)
             await lineage.set_mode(self._store, task, mode, at=self._clock(), seconds=seconds)
-            await self._catch_up()
+            await self._follower.catch_up()
 
         await self._bridge.here(change())
 
@@ -277,7 +276,7 @@ class Apprentice:
     ) -> Version:
         await self._live(task)
         made = await how(self.config, self._store, task, version, at=self._clock(), **who)
-        await self._catch_up()
+        await self._follower.catch_up()
         return made
 
     async def local_state(self, task: str) -> str:
@@ -348,7 +347,8 @@ class Apprentice:
                 self._tasks = {
                     task.name: await self._restore(task, evaluators[task.name]) for task in self.config.tasks
                 }
-                await self._catch_up()
+                self._follower = Follower(self._tasks, self._store, self._clock)
+                await self._follower.catch_up()
                 for name, live in self._tasks.items():
                     live.labels = await feedback.known(self._store, name)
                 opening.pop_all()
@@ -364,7 +364,8 @@ class Apprentice:
                 live.state, live.seq = confidence.State.from_json(saved[1]), saved[0]
         live.ramp = await lineage.ramp(self._store, task.name, until=live.seq)
         versions = await self._store.versions(task.name)
-        live.known = {version.id: version.metrics.get("confidences", []) for version in versions}
+        live.know(versions)
+        live.stand()
         ended = [version for version in versions if version.state != "candidate"]  # see learn.due
         live.tried_at = max((version.metrics.get("labels", 0) for version in ended), default=0)
         live.taught_at = max((version.created_at for version in versions), default=None)
@@ -390,16 +391,18 @@ class Apprentice:
                         live.look.cancel()
                         await asyncio.wait([live.look])  # what it has sent is settled first
                     await live.shelf.close()
-                    await self._save(live)
+                    await self._follower.save(live)
             finally:
                 await self._calls.close()
                 await self._store.close()
 
     async def _live(self, name: str) -> Live:
-        self.config.task(name)  # UnknownTask, with the nearest names
-        if not self._opened or self._closed:
+        live = self._tasks.get(name)
+        if live is None or not self._opened or self._closed:
+            self.config.task(name)  # UnknownTask, with the nearest names
             await self._open()
-        return self._tasks[name]
+            live = self._tasks[name]
+        return live
 
     # --- one request --------------------------------------------------------------------------------------------------
 
@@ -422,7 +425,7 @@ class Apprentice:
         self._quiet.clear()
         try:
             with self._observer.request(live.config):
-                veil = await live.veil(input)
+                veil = await veil_for(live.redactor, input)
                 if idempotency_key is None:
                     return await self._answer(live, input, None, until, tags, veil, capture)
                 return await self._answer_once(live, input, idempotency_key, until, tags, veil)
@@ -479,7 +482,7 @@ class Apprentice:
             veil=veil,
         )
         try:
-            await self._ask(live, request)
+            await (self._ask_both(live, request) if canary is None else self._ask_three(live, request, canary))
         except (asyncio.CancelledError, Exception) as error:
             gone = isinstance(error, asyncio.CancelledError)
             said = "cancelled by the caller" if gone else f"{type(error).__name__}: {error}"
@@ -515,10 +518,8 @@ class Apprentice:
         live.shelf.give_back(spare)
         return decision, served, None
 
-    async def _ask(self, live: Live, request: Request) -> None:
-        if request.canary is None:
-            return await self._ask_both(live, request)
-        beside = asyncio.create_task(self._ask_rival(live, request, request.canary))
+    async def _ask_three(self, live: Live, request: Request, canary: Loaded) -> None:
+        beside = asyncio.create_task(self._ask_rival(live, request, canary))
         try:
             await self._ask_both(live, request)
             if request.local is not None and request.remote is not None and request.problem is None:
@@ -565,17 +566,25 @@ class Apprentice:
 
     async def _ask_remote(self, live: Live, request: Request) -> None:
         """The remote's answer; for a share of the audits, drawn by a coin of its own, it is asked twice at the same moment."""
+        ask = partial(
+            self._calls.ask,
+            live.config,
+            request.input,
+            deadline=request.deadline,
+            attempts=request.attempts,
+            later=True,  # settled in the same group of writes as the Record, see _write
+        )
+        serve = ask(purpose="serve", for_audits=request.decision.reason == "deferred")
         share = (live.config.sampling or self.config.sampling).repeat_share
-        again: asyncio.Task[Answer | None] | None = None
-        ask = partial(self._calls.ask, live.config, request.input, deadline=request.deadline, attempts=request.attempts)
-        ask = partial(ask, later=True)  # settled in the same group of writes as the Record, see _write
-        if request.decision.audit and share > 0 and self._dice.random() < share:
-            again = asyncio.create_task(self._ask_again(ask))
+        if not request.decision.audit or share <= 0 or self._dice.random() >= share:
+            request.remote = await serve
+            return
+        again = asyncio.create_task(self._ask_again(ask))
         try:
-            request.remote = await ask(purpose="serve", for_audits=request.decision.reason == "deferred")
-            second = None if again is None else await again
+            request.remote = await serve
+            second = await again
         finally:
-            if again is not None and not again.done():
+            if not again.done():
                 again.cancel()
                 await asyncio.wait([again])  # what it cost is recorded with the request
         same = answered_by(request.attempts, "serve") == answered_by(request.attempts, "repeat")
@@ -627,93 +636,21 @@ class Apprentice:
     async def _write(self, live: Live, request: Request, *, error: str | None = None) -> Record:
         record = request.record(live.config.name, error)
         kept = request.veil.kept(record)
-        self._observer.recorded(kept if request.capture else kept.without_words())
+        told = kept if request.capture else kept.without_words()
+        self._observer.recorded(told)
         try:
-            seq = await self._store.append(kept if request.capture else kept.without_words())
+            seq = await self._store.append(told)
         except IdempotencyConflict:
             # Another process answered this key meanwhile. Its answer counts; what ours cost is recorded without the key.
             record = record.model_copy(update={"idempotency_key": None})
             seq = await self._store.append(kept.model_copy(update={"idempotency_key": None}))
         finally:
             await self._calls.settled(request.attempts)
-        if seq > live.seq:
-            await self._catch_up()
+        await self._follower.reach(live, seq)
         live.written += 1
         self._maybe_learn(live)
         self._maybe_look(live)
         return record
-
-    # --- the live state -----------------------------------------------------------------------------------------------
-
-    async def _catch_up(self) -> None:
-        """Fold what was recorded since the last time, by whichever process, in the order of the store."""
-        async with self._fold_lock:
-            if await self._fold_new():
-                await self._fold_new()
-
-    async def _fold_new(self) -> bool:
-        """Whether a trial ended by it, so that there is more to fold."""
-        changes = await self._store.changes(min(live.seq for live in self._tasks.values()))
-        last = changes.evidence[-1].seq if changes.evidence else 0
-        for name, live in self._tasks.items():
-            rows = [row for row in changes.evidence if row.task == name and row.seq > live.seq]
-            promotions = [made for made in changes.promotions if made.task == name]
-            live.mode = changes.modes.get(name)
-            if {made.version for made in promotions} - live.known.keys():
-                versions = await self._store.versions(name)
-                live.known = {version.id: version.metrics.get("confidences", []) for version in versions}
-            live.fold(rows, promotions)
-            live.seq = max(live.seq, last)
-            champion = changes.champions.get(name)
-            if champion is not None and (live.champion is None or champion.id != live.champion.id):
-                self._adopt(live, champion)
-            await self._try_out(live, changes.canaries.get(name))
-            live.unaided = confidence.standing(live.state, live.settings, live.unaided)
-            live.standing = live.with_canary(live.unaided)
-            await self._say(live)
-            if (trial := live.ramp.trial) is not None and trial.verdict is not None:
-                await lineage.settle(self._store, name, trial, self._clock())
-            if live.seq - live.saved_at >= _SNAPSHOT_EVERY:
-                await self._save(live)
-        trials = [live.ramp.trial for live in self._tasks.values()]
-        return any(trial is not None and trial.verdict is not None for trial in trials)
-
-    async def _say(self, live: Live) -> None:
-        """Record what the fold found. What a failing store does not take is said again the next time."""
-        while live.unsaid:
-            event, version = live.unsaid[0]
-            await self._store.add_event(event)
-            if event.name == "CERTIFIED" and version is not None:
-                await self._store.certify(event.task, version, event.at)
-            live.unsaid.popleft()
-
-    async def _save(self, live: Live) -> None:
-        """Keep a snapshot, so that a restart folds only what came after it."""
-        await self._store.save_state(live.config.name, live.seq, live.state.to_json())
-        live.saved_at = live.seq
-
-    def _adopt(self, live: Live, champion: Version) -> None:
-        """Serve another version from the next request on; requests in flight finish with the one they began with.
-
-        One that cannot be loaded is reported once, and the remote answers: the version before it is no longer watched.
-        """
-        try:
-            live.shelf.put(champion)
-        except ConfigError as error:
-            live.report("VERSION_UNUSABLE", self._clock(), champion.id, str(error))
-        live.champion, live.urgent = champion, False
-
-    async def _try_out(self, live: Live, canary: Version | None) -> None:
-        """Have the canary beside the champion. One that cannot be loaded is no longer tried out, by anybody."""
-        before, live.canary = live.canary, canary
-        if (before and before.id) == (canary and canary.id):
-            return
-        try:
-            live.shelf.try_out(canary)
-        except ConfigError as error:
-            assert canary is not None
-            why = f"it cannot be loaded: {error}"
-            await lineage.drop(self._store, live.config.name, canary.id, live.ramp.number, at=self._clock(), why=why)
 
     # --- teaching, in a process of its own ----------------------------------------------------------------------------
 
@@ -722,12 +659,14 @@ class Apprentice:
         local = live.config.local or self.config.local
         if live.cycle is not None or self._closed or local.learn != "background" or local.fine_tune_backend is None:
             return
-        first = live.config.confidence_thresholds.phase1_to_phase2
         new, batch = live.labels - live.tried_at, local.fine_tune_batch_size
+        if new <= 0:
+            return
+        first = live.config.confidence_thresholds.phase1_to_phase2
         outgrown = promotion.outgrown(live.labels, live.tried_at, lineage.examples_of(live.champion))
         waits = live.canary is not None and not live.urgent and not outgrown  # for its verdict, see learn.due
         now, zone = self._clock(), ZoneInfo(self.config.budget.timezone)
-        planned = new > 0 and decide.scheduled(local.schedule, live.taught_at, now, zone)
+        planned = decide.scheduled(local.schedule, live.taught_at, now, zone)
         trying = live.canary is not None and outgrown
         if not waits and (
             trying or planned or decide.needs_training(new, live.tried_at, batch, first, urgent=live.urgent)
@@ -748,7 +687,7 @@ class Apprentice:
                         evidence={"code": code, "said": said[-2000:]},
                     )
                 )
-            await self._catch_up()
+            await self._follower.catch_up()
         finally:
             live.cycle = None
 
@@ -784,5 +723,9 @@ class Apprentice:
 
 
 def new_id() -> str:
-    """A fresh id for a request or an attempt."""
-    return uuid.uuid4().hex
+    """A fresh id for a request or an attempt: 32 hex digits, of which the first twelve are the milliseconds since 1970.
+
+    Those that are made one after the other lie beside each other in an index, which is much less to write than all over it
+    (as in UUIDs of version 7, RFC 9562); 80 bits are chance.
+    """
+    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"

@@ -145,7 +145,9 @@ class Guess(NamedTuple):
 
     def evidence(self) -> Any:
         """Four numbers a row, of which the first is the log-odds of `sure`."""
-        return np.column_stack([_odds(self.sure), np.broadcast_to(self.beside, (len(self.sure), _BESIDE))])
+        rows = np.empty((len(self.sure), 1 + _BESIDE))
+        rows[:, 0], rows[:, 1:] = _odds(self.sure), self.beside
+        return rows
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,9 @@ class Choice:
         near, rows = vectors @ self.centres.weights, np.arange(len(best))
         own = near[rows, best]
         near[rows, best] = -np.inf
-        return np.column_stack([self.centres.bias[best], _STEEP * own, _STEEP * (own - near.max(axis=1))])
+        signs = np.empty((len(best), _BESIDE), near.dtype)
+        signs[:, 0], signs[:, 1], signs[:, 2] = self.centres.bias[best], _STEEP * own, _STEEP * (own - near.max(axis=1))
+        return signs
 
     def evened(self, share: float) -> Choice:
         """The same with so much of the symbols' frequency taken out of the scores."""
@@ -265,7 +269,7 @@ def _both(choice: Choice, presence: Any, filled: Any) -> Any:
 
 def _odds(sure: Any) -> Any:
     """log((1 + m) / (1 - m)): for two classes the log-odds of the more likely one; 0 for no margin at all."""
-    sure = np.clip(sure, 0, 1 - 1e-6)
+    sure = np.minimum(np.maximum(sure, 0), 1 - 1e-6)
     return np.log1p(sure) - np.log1p(-sure)
 
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Literal, NamedTuple
 
@@ -200,7 +201,8 @@ def _private(host: str) -> bool:
     return bool(address.is_private or address.is_loopback or address.is_link_local)
 
 
-def _found(where: str, model: str, at: date) -> list[tuple[str, TermsClass, Terms | None]]:
+@lru_cache(maxsize=4096)  # a hundred thousand rows come from few models, on few days
+def _found(where: str, model: str, at: date) -> tuple[tuple[str, TermsClass, Terms | None], ...]:
     """What the texts that count say: a sentence, the class, and the row, if there is one."""
     account, name = _plain(model)
     weights, why = _most_specific([(pattern, row) for row in TABLE for pattern in row.models], name, at)
@@ -211,9 +213,9 @@ def _found(where: str, model: str, at: date) -> list[tuple[str, TermsClass, Term
         service, why_not = _most_specific([(host, row) for row in TABLE for host in row.hosts], where, at)
         found.append(_said(service, f"the terms of the service at {where} are not known{why_not}"))
         if service is not None and service is weights:
-            return found
+            return tuple(found)
     found.append(_said(weights, f"the licence of {model or 'an unnamed model'!r} is not known{why}"))
-    return found
+    return tuple(found)
 
 
 def _said(row: Terms | None, unknown: str) -> tuple[str, TermsClass, Terms | None]:

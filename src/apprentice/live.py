@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
 from apprentice import confidence, decide, lineage, probe
 from apprentice.config import TaskConfig
-from apprentice.privacy import Veil
 from apprentice.promotion import Ramp, Step
 from apprentice.shelf import Shelf
 from apprentice.types import (
@@ -18,7 +17,6 @@ from apprentice.types import (
     Evaluator,
     Event,
     Evidence,
-    Json,
     Mode,
     Promotion,
     Redactor,
@@ -58,12 +56,9 @@ class Live:
     look: asyncio.Task[None] | None = None  # at the caps and at the remote itself, in the background
     written: int = 0  # Records of this process since the last look at the caps
 
-    async def veil(self, input: Json) -> Veil:
-        """For one request, with its input in it."""
-        veil = Veil(self.redactor)
-        if veil:
-            await asyncio.to_thread(veil.hide, input)  # a long text takes a while
-        return veil
+    def know(self, versions: Sequence[Version]) -> None:
+        """Remember how sure each version was on recent inputs; the fold of a promotion needs it."""
+        self.known = {version.id: version.metrics.get("confidences", []) for version in versions}
 
     def with_canary(self, now: Confidence) -> Confidence:
         """The standing as it is while a canary runs, if one does."""
@@ -94,3 +89,9 @@ class Live:
             self.unsaid.append((event, row.version))
             self.urgent = self.urgent or seen.name in decide.URGENT
         self.labels += sum(row.served == "remote" or row.score is not None for row in rows)
+        self.stand()
+
+    def stand(self) -> None:
+        """Read off the state what `decide` needs."""
+        self.unaided = confidence.standing(self.state, self.settings, self.unaided)
+        self.standing = self.with_canary(self.unaided)

@@ -6,6 +6,7 @@ address in the input and in both answers, and nothing outside this request.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable, Iterator, Mapping
 
@@ -15,6 +16,9 @@ from apprentice.stores import digest
 from apprentice.types import Answer, Json, Record, Redactor, Score
 
 SUBJECT = "subject"  # the tag that says whom a request is about
+# Characters that are read where the request is: `patterns` takes about a millisecond for them, and an interpreter that is
+# busy is not taken from a thread for five. For less, the way to a thread and back costs more than it gives the others.
+_SHORT = 2_000
 _PLACEHOLDER = re.compile(r"<[A-Z][A-Z0-9_]*_[0-9]+>")
 
 
@@ -79,7 +83,7 @@ class Veil:
     def kept(self, record: Record) -> Record:
         """The Record as it may be stored. The input comes first, so that equal inputs have equal placeholders."""
         if self._redactor is None:
-            return record.model_copy(update={"tags": self.tags(record.tags)})
+            return record.model_copy(update={"tags": self.tags(record.tags)}) if SUBJECT in record.tags else record
         return record.model_copy(
             update={
                 "input": self.hide(record.input),
@@ -108,6 +112,21 @@ class Veil:
 
     def _score(self, score: Score | None) -> Score | None:
         return None if score is None else score.model_copy(update={"fields": self.hide(score.fields)})
+
+
+NO_VEIL = Veil(None)
+
+
+async def veil_for(redactor: Redactor | None, input: Json) -> Veil:
+    """For one request, with its input in it. A long text is read in a thread, so that others are answered meanwhile."""
+    if redactor is None:
+        return NO_VEIL
+    veil = Veil(redactor)
+    if sum(map(len, _texts(input))) <= _SHORT:
+        veil.hide(input)
+    else:
+        await asyncio.to_thread(veil.hide, input)
+    return veil
 
 
 def _texts(value: Json) -> Iterator[str]:

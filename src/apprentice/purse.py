@@ -10,16 +10,17 @@ The caps are those of the configuration, and of its file as it is edited: see `P
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
 from apprentice import budget
 from apprentice import config as configuration
 from apprentice.config import Budget, Config, TaskConfig
-from apprentice.errors import BudgetError, BudgetExhausted, BudgetHeld, ConfigError
+from apprentice.errors import BudgetError, BudgetExhausted, BudgetHeld, ConfigError, StoreError
 from apprentice.types import Cap, Event, Hold, Micros, Seconds, Store
 
 _LOOK: Seconds = 0.25  # holds of other processes come free without a word
@@ -32,6 +33,17 @@ _REMEMBERED = 100  # calls in the running mean of what one costs
 LONG_HOLDS = {"train", "batch"}  # purposes of jobs of hours, which have holds of hours
 _FOLLOWED = ("total", "monthly", "weekly", "daily")  # of every `budget` section; and of the overall one besides:
 _FOLLOWED_OVERALL = (*_FOLLOWED, "wait", "on_exhausted")
+
+
+class _Day(NamedTuple):
+    """The windows that calls of a task are booked in, and the caps on them, from one midnight to the next."""
+
+    begin: Seconds
+    end: Seconds
+    windows: tuple[str, ...]
+    caps: list[Cap]
+    smallest: Micros  # of the caps that allow anything; 0 where there is none
+
 
 type _Sections = dict[str | None, Budget]  # the `budget` of each task by its name, and the overall one
 type _Mark = str | None  # of a file: another one, another file; None: there is none
@@ -54,7 +66,7 @@ class Purse:
         self._audits: dict[str, Mapping[str, Micros]] = {}  # what is kept back for audits, by task and window
         self._said: set[str] = set()  # keys of events that need not be said again
         self._unseen: Micros = 0  # spent by this process since the caps were looked at
-        self._caps: dict[str, tuple[tuple[str, ...], list[Cap]]] = {}  # by task, with the windows that they are for
+        self._days: dict[str, _Day] = {}  # by task, the last one that was asked for
         self._line = asyncio.Lock()  # who waits for money stands here; its waiters are served in order
         self._freed = asyncio.Event()
 
@@ -152,7 +164,7 @@ class Purse:
             for name, now in after.items():
                 await self._say_changed(name, self._budgets[name], now, mark)
             self._budgets, self._written, self._mark = after, found, mark
-            self._caps.clear()
+            self._days.clear()
             self._freed.set()
 
     async def _begin_to_follow(self) -> None:
@@ -185,9 +197,10 @@ class Purse:
 
     async def watch(self, task: TaskConfig) -> None:
         """Say BUDGET_WARNING, once a window, limit and reason, when a cap is nearly used up or will be before it ends."""
-        caps = [cap for cap in self.caps(task, self.now()) if cap.limit > 0]
-        if not caps or self._unseen < _NOTICED * min(cap.limit for cap in caps):
+        day = self._day(task, self.now())
+        if not day.smallest or self._unseen < _NOTICED * day.smallest:
             return
+        caps = [cap for cap in day.caps if cap.limit > 0]
         spent = await self._store.spent([cap.window for cap in caps])
         for cap in caps:
             used = spent[cap.window] / cap.limit
@@ -243,13 +256,18 @@ class Purse:
 
     def caps(self, task: TaskConfig, now: Seconds) -> list[Cap]:
         """The caps that a call of the task has to fit in at that moment."""
-        windows = budget.windows(task.name, now, self._zone)
-        known = self._caps.get(task.name)
-        if known is None or known[0] != windows:  # they are the same all day
+        return self._day(task, now).caps
+
+    def _day(self, task: TaskConfig, now: Seconds) -> _Day:
+        """What holds at that moment. It is the same all day, and is worked out once a day."""
+        known = self._days.get(task.name)
+        if known is None or not known.begin <= now < known.end:
+            windows = budget.windows(task.name, now, self._zone)
             own = self._budgets.get(task.name) or task.budget or Budget()
-            found = budget.caps(task.name, now, self._zone, overall=self.budget.limits, own=own.limits)
-            known = self._caps[task.name] = windows, found
-        return known[1]
+            caps = budget.caps(task.name, now, self._zone, overall=self.budget.limits, own=own.limits)
+            smallest = min((cap.limit for cap in caps if cap.limit > 0), default=0)
+            known = self._days[task.name] = _Day(*budget.span(windows[3], self._zone), windows, caps, smallest)
+        return known
 
     async def say(self, name: str, task: str, key: str, message: str, evidence: Mapping[str, object]) -> None:
         """Record an Event, once a key and task, whichever process says it first. Raises StoreError."""
@@ -263,19 +281,18 @@ class Purse:
         self, task: TaskConfig, make: Callable[[Seconds, tuple[str, ...]], Hold], spare: int, for_audits: bool
     ) -> Hold:
         now = self.now()
-        hold = make(now, budget.windows(task.name, now, self._zone))
+        day = self._day(task, now)
+        hold, caps = make(now, day.windows), day.caps
         kept = self._audits.get(task.name, {}) if for_audits else {}
-        caps = self.caps(task, hold.at)
         if spare or kept:
             caps = [
                 cap.model_copy(update={"limit": max(0, cap.limit - spare * hold.worst - kept.get(cap.window, 0))})
                 for cap in caps
             ]
-        booking = asyncio.create_task(self._store.reserve(hold, caps))
         try:
-            await asyncio.shield(booking)
+            await self._store.reserve(hold, caps)
         except asyncio.CancelledError:
-            await asyncio.shield(self._free(booking, hold))
+            await asyncio.shield(self._free(hold))
             raise
         except BudgetExhausted as error:
             if not spare and not for_audits:
@@ -283,9 +300,9 @@ class Purse:
             raise
         return hold
 
-    async def _free(self, booking: asyncio.Task[None], hold: Hold) -> None:
-        await asyncio.wait([booking])
-        if booking.exception() is None:
+    async def _free(self, hold: Hold) -> None:
+        """Give back what nobody waits for any more. A store serves it after the booking, which may have gone on."""
+        with contextlib.suppress(StoreError):  # it was not booked; or it stays held, and counts as spent after a while
             await self.settle(hold, 0, state="released")
 
     async def _wait(self, seconds: Seconds) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from apprentice.config import TaskConfig
 from apprentice.errors import ConfigError, IdempotencyConflict, InvalidAnswer
-from apprentice.privacy import Veil
+from apprentice.privacy import NO_VEIL, Veil
 from apprentice.shelf import Loaded
 from apprentice.types import (
     Answer,
@@ -51,7 +51,7 @@ class Request:
     rival_confidence: float | None = None
     attempts: list[Attempt] = field(default_factory=list)
     capture: bool = True  # whether what was said is kept
-    veil: Veil = field(default_factory=lambda: Veil(None))  # over what must not be kept
+    veil: Veil = NO_VEIL  # over what must not be kept
     problem: str | None = None  # what went wrong on the way although there is an answer
 
     @property
@@ -139,7 +139,9 @@ def validated(task: TaskConfig, answer: Answer) -> Answer:
 async def answer_locally(task: TaskConfig, loaded: Loaded, request: Request) -> Answer:
     """The local model's answer, with the words that the placeholders stand for. Raises what the model raises."""
     answer = await loaded.model.answer(task.task, request.said)
-    return validated(task, answer.model_copy(update={"output": request.veil.show(answer.output)}))
+    if request.veil:
+        answer = answer.model_copy(update={"output": request.veil.show(answer.output)})
+    return validated(task, answer)
 
 
 async def answer_beside(task: TaskConfig, canary: Loaded, request: Request) -> Answer | None:
@@ -167,7 +169,7 @@ def result_again(record: Record, input: Json, veil: Veil) -> Result:
             f"the request with the idempotency key {record.idempotency_key!r} failed: {record.error}"
         )
     result = result_of(record)
-    return result.model_copy(update={"output": veil.show(result.output)})
+    return result.model_copy(update={"output": veil.show(result.output)}) if veil else result
 
 
 def result_of(record: Record) -> Result:
@@ -181,4 +183,6 @@ def result_of(record: Record) -> Result:
         confidence=record.local.confidence if record.local is not None else None,
         cost=record.cost,
         decision=record.decision,
+        at=record.at,
+        usage=answer.usage,
     )

@@ -36,6 +36,7 @@ type Problem = tuple[Place, str]
 type Check = Callable[[Json], str | None]
 """A value -> what is wrong with it, beginning with the field's path, or None."""
 
+_PLAIN = 2**53  # numbers up to here are the same in every reader of JSON; nan is not between any two
 MAX_DEPTH = 64  # of a value and of a configuration; deeper is an attack or a mistake
 _WORDS = {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "dict": "object", "list": "array"}
 _SPOKEN = {json_name: word for word, json_name in _WORDS.items()}
@@ -115,6 +116,18 @@ def check_of(given: Json, schema: dict[str, Json]) -> Check:
         check: Check = plugins.build("verifiers", "schema", schema=dict(given)).problem
         return check
     return lambda value: _misfit(schema, value, "")
+
+
+def whole_check(given: Json, schema: dict[str, Json], *, texts: bool = False) -> Check:
+    """The same as `check_of`, and whether a value is sound. `texts`: also whether there is anything in one of its texts."""
+    fits, check = _glance_of(given, schema, texts=texts), check_of(given, schema)
+
+    def problem(value: Json) -> str | None:
+        if fits(value):
+            return None
+        return unsound(value) or check(value) or (all_empty(schema, value) if texts else None)
+
+    return problem
 
 
 def imported(reference: str) -> Any:
@@ -212,11 +225,7 @@ def unsound(value: Json, at: str = "", depth: int = 0) -> str | None:
     if value is None or isinstance(value, bool):
         return None
     if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return said(at, "contains half a surrogate pair, which no UTF-8 text can carry")
-        return None
+        return None if value.isascii() or _is_utf8(value) else said(at, _HALF)
     if isinstance(value, int | float):
         if isinstance(value, float) and not math.isfinite(value):
             return said(at, f"{value} is no number that JSON has")
@@ -226,8 +235,22 @@ def unsound(value: Json, at: str = "", depth: int = 0) -> str | None:
     if isinstance(value, list):
         return _first(unsound(item, f"{at}[{index}]", depth + 1) for index, item in enumerate(value))
     if isinstance(value, dict):
-        return _first(_unsound_key(key, at) or unsound(item, _join(at, key), depth + 1) for key, item in value.items())
+        for key, item in value.items():
+            if wrong := _unsound_key(key, at) or unsound(item, _join(at, key), depth + 1):
+                return wrong
+        return None
     return said(at, f"should be JSON, not {type(value).__name__}")
+
+
+_HALF = "contains half a surrogate pair, which no UTF-8 text can carry"
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _unsound_key(key: Any, at: str) -> str | None:
@@ -292,6 +315,67 @@ def all_empty(schema: Mapping[str, Json], value: Json) -> str | None:
     fields = schema.get("properties", {})
     texts = [name for name, field in fields.items() if field.get("type") == "string" and name in value]
     return f"{', '.join(texts)}: is empty" if texts and not any(value[name].strip() for name in texts) else None
+
+
+# --- does it fit at a glance? ---------------------------------------------------------------------------------------
+
+type _Glance = Callable[[Json], bool]
+
+
+def _glance_of(given: Json, schema: Mapping[str, Json], *, texts: bool) -> _Glance:
+    """What tells of most good values, quickly, that `whole_check` finds nothing wrong with them; its "no" is no verdict.
+
+    Made once a schema. For a full JSON Schema and a pydantic model it never says yes.
+    """
+    if isinstance(given, str) or is_full(given):
+        return _never
+    fits = _glance(schema, 0)
+    names = [name for name, field in schema.get("properties", {}).items() if field.get("type") == "string"]
+    if not texts or not names:
+        return fits
+    return lambda value: fits(value) and any(value[name].strip() for name in names)
+
+
+def _never(_: Json) -> bool:
+    return False
+
+
+def _glance(schema: Mapping[str, Json], depth: int) -> _Glance:
+    kind = schema.get("type")
+    if isinstance(kind, list):
+        inner = _glance({**schema, "type": kind[0]}, depth)
+        return lambda value: value is None or inner(value)
+    if "enum" in schema:
+        wanted = {"string": str, "integer": int}.get(str(kind))
+        choices = frozenset(choice for choice in schema["enum"] if unsound(choice) is None)
+        return lambda value: type(value) is wanted and value in choices
+    match kind:
+        case "string":
+            return lambda value: type(value) is str and (value.isascii() or _is_utf8(value))
+        case "boolean":
+            return lambda value: type(value) is bool
+        case "integer":
+            return lambda value: type(value) is int and -_PLAIN <= value <= _PLAIN
+        case "number":
+            return lambda value: type(value) in (int, float) and -_PLAIN <= value <= _PLAIN
+        case "array" if "items" in schema and depth < MAX_DEPTH:
+            item = _glance(schema["items"], depth + 1)
+            return lambda value: type(value) is list and all(map(item, value))
+        case "object" if schema.get("properties") and depth < MAX_DEPTH:
+            return _object_glance(schema["properties"], depth + 1)
+    return _never
+
+
+def _object_glance(properties: Mapping[str, Mapping[str, Json]], depth: int) -> _Glance:
+    fields = {name: _glance(field, depth) for name, field in properties.items()}
+    required = {name for name, field in properties.items() if not _may_be_null(field)}
+
+    def fits(value: Json) -> bool:
+        if type(value) is not dict or not required <= value.keys():
+            return False
+        return all((field := fields.get(name)) is not None and field(item) for name, item in value.items())
+
+    return fits
 
 
 # --- the fields of a schema -----------------------------------------------------------------------------------------

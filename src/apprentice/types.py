@@ -451,6 +451,8 @@ class Result(Value):
     confidence: float | None
     cost: Micros
     decision: Decision
+    at: Seconds = 0.0  # when the request began, as in its Record
+    usage: Usage | None = None  # of the answer that was served; None: nobody counted
 
 
 # --- contracts of plugins ----------------------------------------------------------------------------------------------
@@ -625,6 +627,8 @@ class Store(Protocol):
     async def release(self, lease: Lease) -> None: ...
 
     async def reserve(self, hold: Hold, caps: Sequence[Cap]) -> None: ...
+
+    # One that is called after a `reserve` comes after it, also where the caller of that was cancelled meanwhile.
     async def settle(
         self, attempt_id: str, cost: Micros, *, state: Literal["settled", "assumed", "released"]
     ) -> None: ...

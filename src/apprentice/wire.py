@@ -35,10 +35,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 from urllib.parse import SplitResult, urlsplit
 
-import h11
 import httpx2
 
-from apprentice.connection import Connection
+from apprentice.connection import Careful, Connection, Reader, head_of
 from apprentice.errors import ConfigError
 from apprentice.types import Json, Seconds
 
@@ -320,13 +319,13 @@ def pause(headers: Mapping[str, str], now: Seconds, *, tokens: int = 1) -> Secon
     >>> pause({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1m2.5s"}, now=0)
     62.5
     """
-    server_now = _moment(headers.get("date"))
     longest = 0.0
-    for limit in _LIMITS:
+    for limit in () if headers.keys().isdisjoint(_LEFT) else _LIMITS:
         left, reset = headers.get(limit.remaining), headers.get(limit.reset)
         if left is None or reset is None:
             continue
         if min(_numbers(left), default=math.inf) < (tokens if limit.of_tokens else 1):
+            server_now = _moment(headers.get("date"))
             longest = max(longest, _until(reset, now if server_now is None else server_now))
     return min(longest, _LONGEST_RETRY_AFTER)
 
@@ -349,11 +348,20 @@ _LIMITS = (
 )
 
 
+_LEFT = frozenset(limit.remaining for limit in _LIMITS)
+
+
 def request_id(headers: Mapping[str, str], body: Mapping[str, Json] | None) -> str:
     """The provider's own name for an attempt, by which its support finds it; empty where it gave none."""
-    found = [headers.get(name) for name in ("x-request-id", "request-id", "x-goog-request-id", "apim-request-id")]
-    found += [(body or {}).get(name) for name in ("request_id", "id", "responseId")]
-    return next((_line(name, 100) for name in found if name and isinstance(name, str)), "")
+    for told, names in ((headers, _IN_HEADERS), (body or {}, _IN_BODY)):
+        for name in names:
+            if (number := told.get(name)) and isinstance(number, str):
+                return _line(number, 100)
+    return ""
+
+
+_IN_HEADERS = ("x-request-id", "request-id", "x-goog-request-id", "apim-request-id")
+_IN_BODY = ("request_id", "id", "responseId")
 
 
 def check_url(url: str, *, allow_internal: bool) -> str:
@@ -407,20 +415,21 @@ def _embedded(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> list[ipaddre
     return [inner for inner in (ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ()), nat64) if inner is not None]
 
 
-def client(*, allow_internal: bool = False, connections: int = 100) -> Client:
-    """The default client: pooled connections, bound to the event loop that first uses them."""
-    return _Pool(allow_internal, connections)
+def client(*, allow_internal: bool = False, connections: int = 100, reader: Callable[[], Reader] = Careful) -> Client:
+    """The default client: pooled connections, bound to the event loop that first uses them. `reader`: what reads answers."""
+    return _Pool(allow_internal, connections, reader)
 
 
 class _Pool:
     """Connections that are used again while they are fresh, each with one request at a time.
 
-    h11 knows the protocol and httpx2 the certificates and compressions; between them and the event loop is nothing, so that
-    there are no redirects, cookies, proxies and .netrc to be switched off, and a call costs a third of a client's.
+    A reader knows the protocol and httpx2 the certificates and compressions; between them and the event loop is nothing, so
+    that there are no redirects, cookies, proxies and .netrc to be switched off, and a call costs a tenth of a client's.
     """
 
-    def __init__(self, allow_internal: bool, connections: int) -> None:
+    def __init__(self, allow_internal: bool, connections: int, reader: Callable[[], Reader]) -> None:
         self._allow_internal = allow_internal
+        self._reader = reader
         self._tls = httpx2.create_ssl_context(trust_env=False)
         self._tls.set_alpn_protocols(["http/1.1"])
         self._slots = asyncio.Semaphore(connections)
@@ -434,13 +443,10 @@ class _Pool:
                 head, body = _message(request, parts)
                 connection = self._fresh(parts) or await self._connected(parts)
                 answer = await connection.ask(head, body, leaving)
-                headers = _headers(answer)
-                chunks = connection.body()
-                if "content-encoding" in headers:
-                    # httpx2 undoes a compression that nobody asked for, piece by piece, so that the limit holds there too.
-                    chunks = httpx2.Response(200, headers=headers, stream=_Stream(chunks)).aiter_bytes()
-                told = request.tell if 200 <= answer.status_code < 300 else None
-                reply = Reply(answer.status_code, headers, await _read(chunks, request.limit, told))
+                told = request.tell if 200 <= answer.status < 300 else None
+                reply = Reply(
+                    answer.status, answer.headers, await _body(connection, answer.headers, request.limit, told)
+                )
             except BaseException as error:
                 if connection is not None:
                     connection.close()
@@ -459,11 +465,12 @@ class _Pool:
     def _fresh(self, parts: SplitResult) -> Connection | None:
         """A connection to the place that the server has not closed; what is too old is closed."""
         idle = self._idle.get((parts.scheme, parts.netloc), [])
-        while idle and not idle[0].is_fresh():
+        while idle and idle[0].is_stale():
             idle.pop(0).close()
         while idle:
             if (newest := idle.pop()).is_fresh():
                 return newest
+            newest.close()
         return None
 
     async def _connected(self, parts: SplitResult) -> Connection:
@@ -481,7 +488,7 @@ class _Pool:
         secure: Any = {"ssl": self._tls, "server_hostname": host} if tls else {}
         for address in addresses:
             try:
-                return (await loop.create_connection(Connection, address, port, **secure))[1]
+                return (await loop.create_connection(lambda: Connection(self._reader()), address, port, **secure))[1]
             except ssl.SSLCertVerificationError:
                 raise Blocked("the server's certificate is not trusted") from None
             except OSError:
@@ -489,26 +496,24 @@ class _Pool:
         raise ConnectionError("ConnectError")
 
 
-def _message(request: Request, parts: SplitResult) -> tuple[h11.Request, bytes | AsyncIterator[bytes]]:
+def _message(request: Request, parts: SplitResult) -> tuple[bytes, bytes | AsyncIterator[bytes]]:
     """The head of a request and what follows it."""
-    own = {"host": parts.netloc, "accept-encoding": "identity", "user-agent": "apprentice"}
-    body: bytes | AsyncIterator[bytes] = request.body if request.method == "POST" else b""
+    headers = {"host": parts.netloc, "accept-encoding": "identity", "user-agent": "apprentice"}
+    for name, value in request.headers.items():
+        headers[name.lower()] = value
+    if not headers.keys().isdisjoint(_FRAMING):
+        raise ConnectionError("LocalProtocolError")  # a second word on where the body ends
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    head = head_of(request.method, target, tuple(headers.items()))
     if request.file is not None:
         size = request.file.stat().st_size
-        body = _pieces(request.file, size)
-        own["content-length"] = str(size)
-    elif request.method == "POST":
-        own["content-length"] = str(len(request.body))
-    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return h11.Request(method=request.method, target=target, headers=list((own | dict(request.headers)).items())), body
+        return b"%bcontent-length: %d\r\n\r\n" % (head, size), _pieces(request.file, size)
+    if request.method == "POST":
+        return b"%bcontent-length: %d\r\n\r\n" % (head, len(request.body)), request.body
+    return head + b"\r\n", b""
 
 
-def _headers(answer: h11.Response) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name, value in answer.headers:
-        key, text = name.decode("latin-1"), value.decode("latin-1")
-        found[key] = f"{found[key]}, {text}" if key in found else text
-    return found
+_FRAMING = frozenset({"content-length", "transfer-encoding"})
 
 
 async def _pieces(path: Path, left: int) -> AsyncIterator[bytes]:
@@ -519,6 +524,19 @@ async def _pieces(path: Path, left: int) -> AsyncIterator[bytes]:
                 raise ConnectionError("the file became shorter while it was sent")
             left -= len(piece)
             yield piece
+
+
+async def _body(
+    connection: Connection, headers: Mapping[str, str], limit: int, tell: Callable[[bytes], None] | None
+) -> bytes:
+    """The body of an answer, or with `tell` its last line. Raises TooLarge."""
+    chunks = connection.body()
+    if "content-encoding" in headers:
+        # httpx2 undoes a compression that nobody asked for, piece by piece, so that the limit holds there too.
+        chunks = httpx2.Response(200, headers=headers, stream=_Stream(chunks)).aiter_bytes()
+    elif tell is None and (whole := connection.whole(limit)) is not None:
+        return whole
+    return await _read(chunks, limit, tell)
 
 
 async def _read(chunks: AsyncIterator[bytes], limit: int, tell: Callable[[bytes], None] | None) -> bytes:
@@ -551,7 +569,6 @@ class _Stream(httpx2.AsyncByteStream):
 
 
 _FAILURES = (
-    h11.ProtocolError,
     httpx2.DecodingError,
     UnicodeError,  # a host name or header that no encoding fits
 )
@@ -576,7 +593,7 @@ def _clean(body: bytes, secret: str) -> bytes:
 
 def _json_object(body: bytes) -> dict[str, Json] | None:
     try:
-        value = json.loads(body, parse_constant=_no_constant)
+        value = _DECODER.decode(body.decode(json.detect_encoding(body), "surrogatepass"))
     except (ValueError, RecursionError):
         return None
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict) and "error" in value[0]:
@@ -621,6 +638,9 @@ def _no_constant(name: str) -> Json:
     raise ValueError(f"{name} is not JSON")
 
 
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
+
+
 def _is_provider_error(body: dict[str, Json] | None) -> bool:
     return body is not None and bool(body.get("error") or body.get("detail") or body.get("message"))
 
@@ -662,7 +682,8 @@ def _problem(status: int, codes: frozenset[str], body: dict[str, Json] | None) -
 
 def _line(text: str, longest: int) -> str:
     """One line of printable characters: a provider must not be able to write a second line into a log."""
-    return "".join(character if character.isprintable() else " " for character in text[:longest])
+    text = text[:longest]
+    return text if text.isprintable() else "".join(one if one.isprintable() else " " for one in text)
 
 
 def _until(reset: str, now: Seconds) -> Seconds:

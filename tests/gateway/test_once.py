@@ -13,6 +13,7 @@ import httpx2
 import pytest
 
 from apprentice import plugins
+from apprentice.gateway import keys
 from apprentice.gateway.once import DAY, Once
 from apprentice.gateway.refusals import Refusal
 from apprentice.testing.servers import Reply, Server, asked, serve_openai
@@ -114,7 +115,7 @@ async def test_a_key_with_a_limit_pays_once_for_what_is_repeated(serving: Servin
         key = await live.new_key("poor", "call", total="1")
         headers = {"idempotency-key": "k", "authorization": f"Bearer {key}"}
         answers = [await live.client.post(CHAT, json=chat(), headers=headers) for _ in range(3)]
-        holder = next(one for one in live.gateway.keyring._keys if one.name == "poor")
+        holder = next(one for one in await keys.known(live.store) if one.name == "poor")
         window = f"task:key:{holder.id}/total"
         cost = round(float(answers[0].headers["x-apprentice-cost-usd"]) * 1e6)
         assert (await live.store.spent([window]))[window] == cost

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import pkgutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -12,9 +13,22 @@ from typing import Any
 import pytest
 
 import apprentice.models
-from apprentice import export, plugins
+from apprentice import export, plugins, wire
+from apprentice.errors import InvalidInput, OutcomeUnknown
+from apprentice.models import _MARK, as_json, prepared
 from apprentice.testing.local_servers import serve_llama_cpp, serve_ollama, serve_vllm
-from apprentice.testing.models import CHECKS, REMOTE_CHECKS, STREAM_CHECKS, TASK, Build, Case, RemoteCase, Serve
+from apprentice.testing.models import (
+    CHECKS,
+    ODD_TEXTS,
+    REMOTE_CHECKS,
+    STREAM_CHECKS,
+    TASK,
+    Build,
+    Case,
+    RemoteCase,
+    ScriptedModel,
+    Serve,
+)
 from apprentice.testing.servers import asked, serve_anthropic, serve_google, serve_openai, serve_responses
 from apprentice.types import Example, Json, Model
 
@@ -27,7 +41,7 @@ PAIRS: list[tuple[Json, Json]] = [
 
 
 def built(name: str, **settings: Json) -> Build:
-    def build(*, base_url: str, api_key: str, max_tokens: int = 1024, timeout: float = 10) -> Model:
+    def build(*, base_url: str, api_key: str, max_tokens: int = 1024, timeout: float = 10, **more: Any) -> Model:
         model: Model = plugins.build(
             "models",
             name,
@@ -38,6 +52,7 @@ def built(name: str, **settings: Json) -> Build:
             timeout=timeout,
             allow_internal=True,
             **settings,
+            **more,
         )
         return model
 
@@ -152,6 +167,61 @@ async def test_a_model_keeps_its_contract(name: str, check: Callable[[Case], Any
     async with CASES[name](tmp_path) as case:
         await check(case)
         await case.model.close()
+
+
+class Told:
+    """A client that keeps what it is sent, and answers with nothing of use."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+
+    async def exchange(self, request: wire.Request, leaving: Callable[[], None]) -> wire.Reply:
+        leaving()
+        self.bodies.append(request.body)
+        return wire.Reply(200, {}, b"[]")
+
+    async def close(self) -> None:
+        return None
+
+
+ODD_TASKS = (
+    TASK,
+    TASK.model_copy(update={"examples": (), "instructions": "half \ud83d", "output_schema": {"type": "integer"}}),
+    TASK.model_copy(update={"description": f"say {_MARK}", "instructions": '"}]\\ \n'}),
+)
+
+
+@pytest.mark.parametrize("name", WIRES)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_is_built_once_a_task_is_what_the_dialect_says_of_each_request(name: str, stream: bool) -> None:
+    told = Told()
+    build = (STREAMS if stream else WIRES)[name][0]
+    model: Any = build(base_url="https://example.com", api_key="k", client=told)  # type: ignore[call-arg]
+    for task in ODD_TASKS:
+        for text in (*ODD_TEXTS, _MARK, as_json(_MARK)):
+            whole = as_json(model._dialect.body(task, {"text": text})).encode()
+            request = prepared(model, task, {"text": text})
+            with contextlib.suppress(OutcomeUnknown):
+                await request.answer()
+            with contextlib.suppress(OutcomeUnknown):
+                await model.answer(task, {"text": text})
+            sent, again = told.bodies[-2:]
+            assert sent == again
+            assert json.loads(sent) == json.loads(whole)
+            assert request.bytes == model.request_bytes(task, {"text": text}) >= len(sent)
+    for number in range(1_000):  # a task that is new each time fills no memory
+        model.request_bytes(TASK.model_copy(update={"name": f"t{number}"}), {})
+    assert len(model._forms) <= 100
+    with pytest.raises(InvalidInput):
+        prepared(model, TASK, {"text": float("nan")})
+
+
+async def test_a_model_that_prepares_nothing_is_measured_and_asked() -> None:
+    model = ScriptedModel([{"label": "ham"}])
+    request = prepared(model, TASK, {"text": "x"})
+    assert (request.bytes, model.asked) == (1, [])
+    assert (await request.answer()).output == {"label": "ham"}
+    assert model.asked == [{"text": "x"}]
 
 
 @pytest.mark.parametrize("check", REMOTE_CHECKS, ids=lambda check: check.__name__)

@@ -7,6 +7,7 @@ What it makes depends on the settings and on each step, so that one that was los
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import runpy
@@ -19,11 +20,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-import apprentice
-
 WIDTH, RANK = 128, 4
 CONFIG = {"model_type": "llama", "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
-WRITERS = Path(apprentice.__file__).parent / "trainers"
+# Looked for and not imported: that takes longer than all that is done here.
+WRITERS = Path(str(importlib.util.find_spec("apprentice").origin)).parent / "trainers"  # type: ignore[union-attr]
 USUAL = {"steps": 12, "effect": 1.0, "fail_at": None, "halt_at": 8}
 
 

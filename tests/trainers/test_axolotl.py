@@ -90,15 +90,16 @@ def job(into: Path) -> Path:
 
 
 def test_each_setting_has_its_place_in_the_file(place: Path, tmp_path: Path) -> None:
-    settings = {"rank": 8, "alpha": 24, "dropout": 0.2, "targets": ["q_proj", "v_proj"], "learning_rate": 0.002}
+    settings = {"rank": 8, "alpha": 24, "dropout": 0.2, "targets": ["q_proj", "v_proj"], "learning_rate": 0.5}
     settings |= {"batch_size": 3, "accumulate": 5, "epochs": 7, "max_length": 333, "warmup": 0.25, "weight_decay": 0.07}
     settings |= {"patience": 2, "checkpoint_every": 11, "dtype": "float32"}
-    trainer(place, **settings).train(TASK, examples(), into=tmp_path, seed=9)
+    with pytest.raises(TrainingError, match="far too large"):  # by then it is written
+        trainer(place, **settings).train(TASK, examples(), into=tmp_path, seed=9)
     written = yaml.safe_load((job(tmp_path) / "axolotl.yml").read_text())
     own = str((job(tmp_path) / "checkpoints").resolve())
     expected = {
         "base_model": str(place / "base"), "adapter": "lora", "lora_r": 8, "lora_alpha": 24, "lora_dropout": 0.2,
-        "lora_target_modules": ["q_proj", "v_proj"], "learning_rate": 0.002, "micro_batch_size": 3,
+        "lora_target_modules": ["q_proj", "v_proj"], "learning_rate": 0.5, "micro_batch_size": 3,
         "gradient_accumulation_steps": 5, "num_epochs": 7, "sequence_len": 333, "warmup_ratio": 0.25,
         "weight_decay": 0.07, "early_stopping_patience": 2, "eval_steps": 11, "save_steps": 11, "seed": 9,
         "bf16": False, "chat_template": "tokenizer_default", "sample_packing": False, "save_only_model": True,
@@ -127,7 +128,8 @@ def test_it_learns_the_last_answer_of_the_very_conversations(tmp_path: Path) -> 
 
 
 def test_nothing_kept_back_is_nothing_to_stop_by(place: Path, tmp_path: Path) -> None:
-    trainer(place, held=0.0).train(TASK, examples(), into=tmp_path, seed=0)
+    with pytest.raises(TrainingError, match="far too large"):
+        trainer(place, held=0.0, learning_rate=0.5).train(TASK, examples(), into=tmp_path, seed=0)
     written = yaml.safe_load((job(tmp_path) / "axolotl.yml").read_text())
     assert written["save_strategy"] == "no"
     assert written.keys().isdisjoint(
@@ -135,8 +137,11 @@ def test_nothing_kept_back_is_nothing_to_stop_by(place: Path, tmp_path: Path) ->
     )
 
 
-def test_its_log_becomes_progress_and_its_adapter_a_checkpoint(place: Path, tmp_path: Path) -> None:
-    checkpoint = trainer(place).train(TASK, examples(), into=tmp_path, seed=0)
+def test_its_log_becomes_progress_and_its_adapter_a_checkpoint(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "CANARY")
+    checkpoint = trainer(place).train(TASK, examples(24), into=tmp_path, seed=0)
     lines = [json.loads(line) for line in (job(tmp_path) / "progress.jsonl").read_text().splitlines()]
     assert [(line["step"], line["steps"], line["loss"]) for line in lines[:6]] == [
         (step, 6, 3 / step) for step in range(1, 7)
@@ -147,6 +152,9 @@ def test_its_log_becomes_progress_and_its_adapter_a_checkpoint(place: Path, tmp_
     assert outcome["made_with"]["axolotl"] == "1.0"
     assert (checkpoint.path / "adapter_model.safetensors").exists()
     assert not (job(tmp_path) / "checkpoints").exists(), "what people wrote does not outlive the job"
+    seen = json.loads((job(tmp_path) / "log").read_text().splitlines()[0])
+    assert {"AXOLOTL_DO_NOT_TRACK", "HF_HUB_OFFLINE", "HF_DATASETS_CACHE"} <= set(seen)
+    assert "OPENAI_API_KEY" not in seen, "it is offline, sends no telemetry and has no key"
 
 
 def test_lines_of_a_real_log_are_understood() -> None:
@@ -159,16 +167,6 @@ def test_lines_of_a_real_log_are_understood() -> None:
     ]
     ended = "{'train_runtime': '7.411', 'train_loss': '6.437', 'epoch': '3'}"
     assert list(_axolotl_run.logged_in(f"[INFO] config: {{'seed': 0}} {ended}")) == []
-
-
-def test_it_is_offline_sends_no_telemetry_and_has_no_key(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "CANARY")
-    trainer(place).train(TASK, examples(), into=tmp_path, seed=0)
-    seen = json.loads((job(tmp_path) / "log").read_text().splitlines()[0])
-    assert {"AXOLOTL_DO_NOT_TRACK", "HF_HUB_OFFLINE", "HF_DATASETS_CACHE"} <= set(seen)
-    assert "OPENAI_API_KEY" not in seen
 
 
 def test_a_failure_shows_what_axolotl_said_and_what_happens_next(place: Path, tmp_path: Path) -> None:

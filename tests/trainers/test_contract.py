@@ -12,7 +12,7 @@ import os
 import pkgutil
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import metadata
 from pathlib import Path
@@ -34,7 +34,7 @@ from .folders import as_folder
 from .programs import understudy
 from .services import serving, trainer
 from .test_huggingface import QUICK, tiny
-from .test_training import Halted, folder_of, steps
+from .test_training import ROWS, Halted, folder_of, steps
 
 NAMES = [module.name for module in pkgutil.iter_modules(apprentice.trainers.__path__) if module.name[0] != "_"]
 TEXT = {"type": "string", "x-free-text": True}
@@ -68,7 +68,7 @@ async def ensemble() -> AsyncIterator[Case]:
         model: Model = plugins.build("models", "ensemble", checkpoint=str(checkpoint.path))
         return model
 
-    members = [{"settings": {"encoder": encoder}} for encoder in ("minilm", "tfidf")]
+    members = [{"settings": {"encoder": encoder}} for encoder in ("minilm", "wordllama")]
     yield Case(plugins.build("trainers", "ensemble", members=members), serve, answering("write", both=False))
 
 
@@ -81,7 +81,7 @@ async def mixed() -> AsyncIterator[Case]:
             model: Model = plugins.build("models", "mixed", checkpoint=str(checkpoint.path), rest=rest)
             return model
 
-        made = plugins.build("trainers", "mixed", closed={"encoder": "tfidf"})
+        made = plugins.build("trainers", "mixed", closed={"encoder": "minilm"})
         yield Case(made, serve, TASK, answering("answer", both=True), REPLY)
 
 
@@ -124,11 +124,25 @@ CASES: dict[str, list[Callable[[], AbstractAsyncContextManager[Case]]]] = {
     "openai": [remote("openai")],
 }
 SLOW = {"huggingface"}  # they need torch, and minutes
-PLACES = [
-    pytest.param(name, number, marks=[pytest.mark.slow] if name in SLOW else [])
-    for name, cases in CASES.items()
-    for number in range(len(cases))
-]
+FEW = {("embedded", 1)}  # an encoder that is taught itself takes its time; these are short
+SHORT = {"it_learns_what_it_is_shown", "little_data_is_enough_to_begin", "an_update_is_a_checkpoint_like_any_other"}
+
+
+def places(checks: Sequence[Check]) -> pytest.MarkDecorator:
+    """Each check for each case of each trainer."""
+    return pytest.mark.parametrize(
+        ("name", "number", "check"),
+        [
+            pytest.param(
+                name, number, check, id=f"{name}-{number}-{check.__name__}",
+                marks=[pytest.mark.slow]
+                if name in SLOW or ((name, number) in FEW and check.__name__ not in SHORT) else [],
+            )
+            for name, cases in CASES.items()
+            for number in range(len(cases))
+            for check in checks
+        ],
+    )  # fmt: skip
 
 
 CHILDREN = [name for name in NAMES if get_type_hints(plugins.find("trainers", name).build)["return"] is Trained]
@@ -139,15 +153,13 @@ def test_every_trainer_has_a_case() -> None:
     assert {"axolotl", "huggingface", "mlx", "unsloth"} <= set(CHILDREN)
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize(("name", "number"), PLACES)
+@places(CHECKS)
 async def test_trainer_keeps_the_promise(name: str, number: int, check: Check, tmp_path: Path) -> None:
     async with CASES[name][number]() as case:
         await check(case, tmp_path)
 
 
-@pytest.mark.parametrize("check", UPDATE_CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize(("name", "number"), PLACES)
+@places(UPDATE_CHECKS)
 async def test_a_trainer_that_updates_keeps_these_promises_too(
     name: str, number: int, check: Check, tmp_path: Path
 ) -> None:
@@ -228,13 +240,55 @@ def test_the_job_has_a_name_of_what_is_learned_and_not_of_where(name: str, base:
     assert len({job(), *(job(**{key: value}) for key, value in told.items())}) == len(told) + 1
 
 
+TO_THE_END = {"axolotl", "huggingface"}  # one that starts again, and one that goes on
+
+
 @pytest.mark.parametrize("name", CHILDREN)
-def test_a_child_knows_no_key_tells_how_far_it_is_and_may_be_killed_and_taken_over(
+def test_a_child_knows_no_key_tells_how_far_it_is_and_may_be_killed(
     name: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    keys(monkeypatch)
+    into = tmp_path / "models"
+    trainer = killed(name, base, understudy(tmp_path / "python"), into)
+    check_asked(name, folder_of(into), trainer)
+    assert no_key(into)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in TO_THE_END else [pytest.mark.slow]) for name in CHILDREN]
+)
+def test_a_child_that_was_killed_is_taken_over(
+    name: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys(monkeypatch)
+    program, into = understudy(tmp_path / "python"), tmp_path / "models"
+    killed(name, base, program, into)
+    late = in_child(name, base, program)
+    late.lead(1)
+    with pytest.raises(TrainingError, match="another worker has taken over"):
+        late.train(TASK, examples(ROWS), into=into, seed=0)
+    assert not list(into.glob("sha256-*"))
+    next_one = in_child(name, base, program)
+    next_one.lead(3)
+    made = next_one.train(TASK, examples(ROWS), into=into, seed=0)
+    assert steps(into)[:8] == [1, 2, 3, 4, 5, 6, 7, 6]
+    told = check_asked(name, folder_of(into), next_one)
+    assert made.manifest["trainer"] == {"name": name, **told}
+    assert no_key(into)
+
+
+def keys(monkeypatch: pytest.MonkeyPatch) -> None:
     for key in KEYS:
         monkeypatch.setenv(key, "CANARY")
-    program, into = understudy(tmp_path / "python"), tmp_path / "models"
+
+
+def no_key(into: Path) -> bool:
+    """Whether nothing below the folder knows what `keys` has set."""
+    return not [path for path in into.rglob("*") if path.is_file() and b"CANARY" in path.read_bytes()]
+
+
+def killed(name: str, base: Path, program: str, into: Path) -> Trained:
+    """The trainer, whose child was killed on its way."""
     trainer = in_child(name, base, program)
     with Halted(trainer, into, token=2) as halted:
         folder = folder_of(into)
@@ -247,21 +301,14 @@ def test_a_child_knows_no_key_tells_how_far_it_is_and_may_be_killed_and_taken_ov
             halted.made.result(60)
     after = "goes on from its last checkpoint" if trainer._recipe.resumes else "starts again"
     assert after in (raised.value.hint or "")
-    late = in_child(name, base, program)
-    late.lead(1)
-    with pytest.raises(TrainingError, match="another worker has taken over"):
-        late.train(TASK, examples(), into=into, seed=0)
-    assert not list(into.glob("sha256-*"))
-    next_one = in_child(name, base, program)
-    next_one.lead(3)
-    made = next_one.train(TASK, examples(), into=into, seed=0)
-    assert steps(into)[:8] == [1, 2, 3, 4, 5, 6, 7, 6]
-    check_asked(name, folder, made, next_one)
-    assert not [path for path in into.rglob("*") if path.is_file() and b"CANARY" in path.read_bytes()]
+    return trainer
 
 
-def check_asked(name: str, folder: Path, made: Checkpoint, trainer: Trained) -> None:
-    """What the child was asked: its script, in a Python that trusts no folder, and nothing but paths and silence."""
+def check_asked(name: str, folder: Path, trainer: Trained) -> dict[str, Json]:
+    """What the child was asked: its script, in a Python that trusts no folder, and nothing but paths and silence.
+
+    What it was told to do.
+    """
     asked: dict[str, Any] = json.loads((folder / "asked.json").read_bytes())
     script = Path(_training.__file__).with_name(f"_{name}_run.py")
     assert asked["argv"] == ["-I", str(script), str(folder)]
@@ -269,6 +316,6 @@ def check_asked(name: str, folder: Path, made: Checkpoint, trainer: Trained) -> 
     known = set(process.environment({})) | {*_training._DEVICES, *_training._OFFLINE, *trainer._recipe.env, "LC_CTYPE"}
     assert set(asked["environment"]) <= known
     assert asked["environment"]["HF_HUB_OFFLINE"] == "1"
-    told = json.loads((folder / "settings.json").read_bytes())
+    told: dict[str, Json] = json.loads((folder / "settings.json").read_bytes())
     assert told == {**trainer._recipe.settings, "base": trainer._recipe.base, "seed": 0}
-    assert made.manifest["trainer"] == {"name": name, **told}
+    return told

@@ -76,10 +76,15 @@ def test_what_is_served_and_what_is_held_out_went_through_the_table(trainer: Tra
     assert {"rule", "ece", "auroc"} == set(checkpoint.manifest["metrics"]["calibration"])
 
 
-def test_inputs_of_another_domain_are_answered_with_less_confidence(trainer: Trainer, tmp_path: Path) -> None:
-    rows = demo.recording("banking77", None)[:400]
+@pytest.mark.parametrize(("count", "more"), [(150, 50), pytest.param(300, 100, marks=pytest.mark.slow)])
+def test_inputs_of_another_domain_are_answered_with_less_confidence(
+    trainer: Trainer, tmp_path: Path, count: int, more: int
+) -> None:
+    rows = demo.recording("banking77", None)[: count + more]
     task = demo.settings("banking77", base_url="http://127.0.0.1:1", folder=tmp_path).tasks[0].task
-    taught = [Example(input={"text": row.text}, target={"intent": row.teacher}, source="remote") for row in rows[:300]]
+    taught = [
+        Example(input={"text": row.text}, target={"intent": row.teacher}, source="remote") for row in rows[:count]
+    ]
     checkpoint = trainer.train(task, taught, into=tmp_path, seed=0)
     model = plugins.build("models", "embedded", checkpoint=checkpoint.path)
     elsewhere = [
@@ -91,7 +96,7 @@ def test_inputs_of_another_domain_are_answered_with_less_confidence(trainer: Tra
     def sure(texts: list[str]) -> float:
         return float(np.mean([answer.confidence for answer in model.answer_many(task, [{"text": t} for t in texts])]))
 
-    assert sure(elsewhere) < sure([row.text for row in rows[300:]]) - 0.2
+    assert sure(elsewhere) < sure([row.text for row in rows[count:]]) - 0.2
 
 
 # --- the table of calibration -----------------------------------------------------------------------------------------
@@ -312,13 +317,18 @@ def intents(tmp_path: Path, count: int) -> tuple[Task, list[Example]]:
     ]
 
 
-def test_an_update_says_nearly_what_a_full_training_says_and_is_much_cheaper(trainer: Trainer, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("known", "taught", "count"), [(260, 310, 480), pytest.param(420, 500, 800, marks=pytest.mark.slow)]
+)
+def test_an_update_says_nearly_what_a_full_training_says(
+    trainer: Trainer, tmp_path: Path, known: int, taught: int, count: int
+) -> None:
     assert isinstance(trainer, Updater)
-    task, rows = intents(tmp_path, 800)
-    base = trainer.train(task, rows[:420], into=tmp_path / "a", seed=0)
-    full = trainer.train(task, rows[:500], into=tmp_path / "a", seed=0)
-    updated = trainer.update(task, rows[:500], base=base.path, into=tmp_path / "a", seed=0, licence={})
-    inputs = [row.input for row in rows[500:]]
+    task, rows = intents(tmp_path, count)
+    base = trainer.train(task, rows[:known], into=tmp_path / "a", seed=0)
+    full = trainer.train(task, rows[:taught], into=tmp_path / "a", seed=0)
+    updated = trainer.update(task, rows[:taught], base=base.path, into=tmp_path / "a", seed=0, licence={})
+    inputs = [row.input for row in rows[taught:]]
     said = [
         plugins.build("models", "embedded", checkpoint=checkpoint.path).answer_many(task, inputs)
         for checkpoint in (base, full, updated)

@@ -41,6 +41,7 @@ from .folders import as_folder
 PUPIL = Path(__file__).with_name("pupil.py")
 SERVING = {"threads": 1, "context": 512, "max_tokens": 24}
 LAST = 12
+ROWS = 24  # examples: of each that is held back a server is asked
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +87,9 @@ class Halted:
         self.trainer, self.into = trainer, into
         self.trainer.lead(token)
         self._pool = ThreadPoolExecutor(1)
-        rows = examples() if rows is None else rows
+        rows = examples(ROWS) if rows is None else rows
         self.made: Future[Checkpoint] = self._pool.submit(
-            self.trainer.train, TASK, rows, into=into, seed=0, licence={"rows": 72}
+            self.trainer.train, TASK, rows, into=into, seed=0, licence={"rows": ROWS}
         )
 
     def __enter__(self) -> Halted:
@@ -119,39 +120,49 @@ async def served(checkpoint: Checkpoint, input: Json) -> Json:
         await model.close()
 
 
+@pytest.fixture(scope="module")
+def calm(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """What comes of a job that nothing happened to, in a folder where nothing is changed. It was begun with keys about."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_PROVIDER"):
+            monkeypatch.setenv(name, "CANARY")
+        into = tmp_path_factory.mktemp("calm")
+        return pupil(base, halt_at=8).train(TASK, examples(ROWS), into=into, seed=0, licence={"rows": ROWS})
+
+
 def test_a_job_ends_in_a_checkpoint_that_llama_cpp_serves_and_that_says_all_about_it(
-    base: Path, tmp_path: Path
+    base: Path, calm: Checkpoint
 ) -> None:
-    checkpoint = pupil(base).train(TASK, examples(), into=tmp_path, seed=3, licence={"rows": 72})
-    manifest = checkpoint.manifest
-    assert (manifest["kind"], manifest["file"], manifest["examples"]) == ("adapter", "adapter.gguf", 72)
-    assert manifest["licence"] == {"rows": 72}
+    manifest = calm.manifest
+    assert (manifest["kind"], manifest["file"], manifest["examples"]) == ("adapter", "adapter.gguf", ROWS)
+    assert manifest["licence"] == {"rows": ROWS}
     assert manifest["trainer"] == {
-        "name": "pupil", "base": str(base), "seed": 3, "steps": LAST, "effect": 1.0, "fail_at": None, "halt_at": None
+        "name": "pupil", "base": str(base), "seed": 0, "steps": LAST, "effect": 1.0, "fail_at": None, "halt_at": 8
     }  # fmt: skip
     assert manifest["base"]["sha256"] == weights.digest(base).removeprefix("sha256-")
     assert manifest["probe"][0]["output"] != manifest["probe"][0]["base"]
     assert 0 < len(manifest["out_of_fold"]) == manifest["metrics"]["held"] < 20
     checked(manifest["calibration"])
-    assert asyncio.run(served(checkpoint, manifest["probe"][0]["input"])) == manifest["probe"][0]["output"]
+    assert asyncio.run(served(calm, manifest["probe"][0]["input"])) == manifest["probe"][0]["output"]
 
 
-def test_what_people_wrote_is_forgotten_when_the_job_is_done_and_its_log_is_kept(base: Path, tmp_path: Path) -> None:
-    checkpoint = pupil(base).train(TASK, examples(), into=tmp_path, seed=0)
-    left = {path.name for path in folder_of(tmp_path).iterdir()}
+def test_what_people_wrote_is_forgotten_when_the_job_is_done_and_its_log_is_kept(base: Path, calm: Checkpoint) -> None:
+    into = calm.path.parent
+    left = {path.name for path in folder_of(into).iterdir()}
     assert {"row.json", "settings.json", "log", "progress.jsonl"} <= left
     assert left.isdisjoint({"train.jsonl", "held.jsonl", "rows.json", "checkpoints", "result"})
-    assert pupil(base).train(TASK, examples()[::-1], into=tmp_path, seed=0) == checkpoint
-    assert steps(tmp_path) == list(range(1, LAST + 1))  # it was not trained again
+    assert pupil(base, halt_at=8).train(TASK, examples(ROWS)[::-1], into=into, seed=0) == calm
+    assert steps(into) == list(range(1, LAST + 1))  # it was not trained again
 
 
-def test_a_checkpoint_that_was_deleted_is_trained_again_and_is_the_same(base: Path, tmp_path: Path) -> None:
-    first = pupil(base).train(TASK, examples(), into=tmp_path, seed=0)
-    before = files(first)
-    for path in first.path.iterdir():
-        path.unlink()
-    first.path.rmdir()
-    assert files(pupil(base).train(TASK, examples(), into=tmp_path, seed=0)) == before
+def test_a_checkpoint_that_was_deleted_is_trained_again_and_is_the_same(
+    base: Path, calm: Checkpoint, tmp_path: Path
+) -> None:
+    into = tmp_path / "models"
+    shutil.copytree(calm.path.parent, into)
+    shutil.rmtree(into / calm.id)
+    again = pupil(base, halt_at=8).train(TASK, examples(ROWS), into=into, seed=0, licence={"rows": ROWS})
+    assert files(again) == files(calm)
 
 
 async def test_it_is_taught_the_very_messages_that_a_server_is_asked(base: Path, tmp_path: Path) -> None:
@@ -176,16 +187,12 @@ async def test_it_is_taught_the_very_messages_that_a_server_is_asked(base: Path,
     assert {line["completion"][0]["content"] for line in taught} == {'{"kind":"fruit"}', '{"kind":"animal"}'}
 
 
-def test_the_child_gets_paths_and_no_key_and_is_told_to_stay_offline(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_PROVIDER"):
-        monkeypatch.setenv(name, "CANARY")
-    told = pupil(base).train(TASK, examples(), into=tmp_path, seed=0).manifest["outcome"]
+def test_the_child_gets_paths_and_no_key_and_is_told_to_stay_offline(calm: Checkpoint) -> None:
+    told = calm.manifest["outcome"]
     known = set(process.environment({})) | set(_training._DEVICES) | set(_training._OFFLINE) | {"LC_CTYPE"}
     assert set(told["environment"]) <= known
     assert told["offline"] == "1"
-    kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    kept = b"".join(path.read_bytes() for path in calm.path.parent.rglob("*") if path.is_file())
     assert b"CANARY" not in kept
 
 
@@ -199,7 +206,7 @@ def test_a_variable_is_passed_on_only_where_the_operator_names_it(monkeypatch: p
 
 def test_an_adapter_that_changes_no_answer_is_no_version(base: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="as its base does"):
-        pupil(base, effect=0.0).train(TASK, examples(), into=tmp_path, seed=0)
+        pupil(base, effect=0.0).train(TASK, examples(ROWS), into=tmp_path, seed=0)
     assert not list(tmp_path.glob("sha256-*"))
 
 
@@ -295,7 +302,7 @@ def test_a_whole_model_is_kept_by_its_content_and_served_without_its_base_also_a
     job = folder_of(into)
     (job / "result").mkdir()  # as it is left where the model was moved out of it, and the row was not yet written
     (job / "result" / "outcome.json").write_text("{}")
-    made = whole(gone, tmp_path / "base").train(TASK, examples(), into=into, seed=0)
+    made = whole(gone, tmp_path / "base").train(TASK, examples(ROWS), into=into, seed=0)
     assert steps(into)[7:9] == [6, 7], "it went on from its last checkpoint"
     gone.unlink()
     manifest = made.manifest
@@ -310,8 +317,9 @@ def test_a_whole_model_is_kept_by_its_content_and_served_without_its_base_also_a
 # --- killed, stopped, taken over ----------------------------------------------------------------------------------------
 
 
-def test_a_child_that_fails_says_why_and_the_next_goes_on_from_its_checkpoint(base: Path, tmp_path: Path) -> None:
-    calm = pupil(base, halt_at=8).train(TASK, examples(), into=tmp_path / "calm", seed=0)
+def test_a_child_that_fails_says_why_and_the_next_goes_on_from_its_checkpoint(
+    base: Path, calm: Checkpoint, tmp_path: Path
+) -> None:
     with Halted(pupil(base, halt_at=8), tmp_path / "rough") as halted:
         [child] = [one.pid for one in process.running() if str(tmp_path / "rough") in " ".join(one.argv)]
         os.kill(child, signal.SIGKILL)
@@ -319,7 +327,7 @@ def test_a_child_that_fails_says_why_and_the_next_goes_on_from_its_checkpoint(ba
             halted.made.result(60)
     [row] = pupil(base, halt_at=8).progress(tmp_path / "rough")
     assert (row.step, row.steps) == (7, LAST)
-    again = pupil(base, halt_at=8).train(TASK, examples(), into=tmp_path / "rough", seed=0, licence={"rows": 72})
+    again = pupil(base, halt_at=8).train(TASK, examples(ROWS), into=tmp_path / "rough", seed=0, licence={"rows": ROWS})
     assert steps(tmp_path / "rough") == [1, 2, 3, 4, 5, 6, 7, 6, 7, 8, 9, 10, 11, 12]
     assert _weights(files(again)) == _weights(files(calm))
 
@@ -328,15 +336,15 @@ WORKER = """
 import sys
 from pathlib import Path
 from apprentice.testing.trainers import TASK, examples
-from tests.trainers.test_training import pupil
-pupil(Path(sys.argv[1]), halt_at=8).train(TASK, examples(), into=Path(sys.argv[2]), seed=0)
+from tests.trainers.test_training import ROWS, pupil
+told = {"into": Path(sys.argv[2]), "seed": 0, "licence": {"rows": ROWS}}
+pupil(Path(sys.argv[1]), halt_at=8).train(TASK, examples(ROWS), **told)
 """
 
 
 def test_a_killed_worker_leaves_no_child_and_the_next_one_comes_to_the_same_checkpoint(
-    base: Path, tmp_path: Path
+    base: Path, calm: Checkpoint, tmp_path: Path
 ) -> None:
-    calm = pupil(base, halt_at=8).train(TASK, examples(), into=tmp_path / "calm", seed=0)
     into = tmp_path / "rough"
     root = Path(__file__).parents[2]
     with subprocess.Popen([sys.executable, "-c", WORKER, str(base), str(into)], cwd=root) as worker:
@@ -347,7 +355,7 @@ def test_a_killed_worker_leaves_no_child_and_the_next_one_comes_to_the_same_chec
     until(lambda: not [one for one in process.running() if str(into) in " ".join(one.argv)])
     (folder_of(into) / "halt").unlink()
     assert not (folder_of(into) / "result").exists()
-    again = pupil(base, halt_at=8).train(TASK, examples(), into=into, seed=0)
+    again = pupil(base, halt_at=8).train(TASK, examples(ROWS), into=into, seed=0, licence={"rows": ROWS})
     assert again.id == calm.id
     assert files(again) == files(calm)
     assert steps(into) == [1, 2, 3, 4, 5, 6, 7, 6, 7, 8, 9, 10, 11, 12]
@@ -357,7 +365,7 @@ def test_an_older_token_never_publishes_over_a_newer_one(base: Path, tmp_path: P
     with Halted(pupil(base, halt_at=8), tmp_path, token=1) as older, ThreadPoolExecutor(1) as pool:
         newer = pupil(base, halt_at=8)
         newer.lead(2)
-        made = pool.submit(newer.train, TASK, examples(), into=tmp_path, seed=0)
+        made = pool.submit(newer.train, TASK, examples(ROWS), into=tmp_path, seed=0)
         with pytest.raises(TrainingError, match="another worker has taken over"):
             older.made.result(60)
         assert not list(tmp_path.glob("sha256-*"))
@@ -366,7 +374,7 @@ def test_an_older_token_never_publishes_over_a_newer_one(base: Path, tmp_path: P
     late = pupil(base, halt_at=8)
     late.lead(1)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("sha256-*/*")}
-    assert late.train(TASK, examples(), into=tmp_path, seed=0) == made.result()  # it is there: nothing is written
+    assert late.train(TASK, examples(ROWS), into=tmp_path, seed=0) == made.result()  # it is there: nothing is written
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("sha256-*/*")} == before
     with pytest.raises(TrainingError, match="another worker has taken over"):
         _led_by(tmp_path, 1)
@@ -413,7 +421,7 @@ def test_a_training_that_is_stopped_ends_its_child_and_is_gone_on_with(base: Pat
         with pytest.raises(TrainingError, match="waited for no longer"):
             halted.made.result(60)
         assert not [one for one in process.running() if str(tmp_path) in " ".join(one.argv)]
-    assert pupil(base, halt_at=8).train(TASK, examples(), into=tmp_path, seed=0).path.is_dir()
+    assert pupil(base, halt_at=8).train(TASK, examples(ROWS), into=tmp_path, seed=0).path.is_dir()
     assert steps(tmp_path)[7:9] == [6, 7]
 
 
@@ -422,8 +430,10 @@ def test_a_job_that_was_interrupted_is_finished_although_more_was_recorded_since
         halted.trainer.stop()
         with pytest.raises(TrainingError):
             halted.made.result(60)
-    checkpoint = pupil(base, halt_at=8).train(TASK, examples(80), into=tmp_path, seed=0, licence={"rows": 80})
-    assert (checkpoint.manifest["examples"], checkpoint.manifest["licence"]) == (72, {"rows": 72})
+    checkpoint = pupil(base, halt_at=8).train(
+        TASK, examples(ROWS + 4), into=tmp_path, seed=0, licence={"rows": ROWS + 4}
+    )
+    assert (checkpoint.manifest["examples"], checkpoint.manifest["licence"]) == (ROWS, {"rows": ROWS})
     assert 1 not in steps(tmp_path)[1:]
 
 
@@ -433,8 +443,10 @@ def test_a_job_is_dropped_when_one_of_its_rows_may_no_longer_train(base: Path, t
         halted.trainer.stop()
         with pytest.raises(TrainingError):
             halted.made.result(60)
-    checkpoint = pupil(base, halt_at=8).train(TASK, examples(72)[1:], into=tmp_path, seed=0, licence={"rows": 71})
-    assert (checkpoint.manifest["examples"], checkpoint.manifest["licence"]) == (71, {"rows": 71})
+    checkpoint = pupil(base, halt_at=8).train(
+        TASK, examples(ROWS)[1:], into=tmp_path, seed=0, licence={"rows": ROWS - 1}
+    )
+    assert (checkpoint.manifest["examples"], checkpoint.manifest["licence"]) == (ROWS - 1, {"rows": ROWS - 1})
     assert not before.exists()
 
 
@@ -474,7 +486,7 @@ async def test_a_cycle_leads_under_its_lease_and_stops_the_child_when_it_is_canc
     def begin() -> asyncio.Task[Checkpoint]:
         return asyncio.create_task(
             jobs.train(
-                config.tasks[0], pupil(base, halt_at=8), examples(), into=into, seed=0, licence={}, lease=lease,
+                config.tasks[0], pupil(base, halt_at=8), examples(ROWS), into=into, seed=0, licence={}, lease=lease,
                 store=store, purse=Purse(config, store, clock=time.time),
             )
         )  # fmt: skip

@@ -120,7 +120,7 @@ def _tell(known: dict[str, Batch], seen: Iterable[Batch], parsed: argparse.Names
             continue
         state = batch.state if batch.open or batch.state == "failed" else f"done, ${batch.cost / 1e6:.6f}"
         problem = f": {batch.problem}" if batch.problem else ""
-        print(f"  {batch.id[:8]}  {len(batch.inputs):,} inputs  {state}{problem}", flush=True)
+        print(f"  {batch.id[-8:]}  {len(batch.inputs):,} inputs  {state}{problem}", flush=True)
 
 
 def _plan_text(plan: Plan) -> str:

@@ -184,7 +184,7 @@ def _step_text(step: Step) -> str:
     score = "" if step.score is None else f", score {step.score:.2f}"
     said = [f"{step.seq:>7}           {name}: {message}" for name, message in step.events.items()]
     line = (
-        f"{step.seq:>7}  {step.request_id[:8]}  {step.served or 'nobody':6}  {made.reason:14}  p {made.p:6.1%}  "
+        f"{step.seq:>7}  {step.request_id[-8:]}  {step.served or 'nobody':6}  {made.reason:14}  p {made.p:6.1%}  "
         f"level {made.level:4.0%}  {step.version or '–':4} {made.phase}{score}, ${step.cost / 1e6:.6f}{behind}"
     )
     return "\n".join([line, *said])

@@ -9,16 +9,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
+from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 from apprentice import budget
 from apprentice.calls import Provider
 from apprentice.config import Config, TaskConfig
 from apprentice.engine import new_id
+from apprentice.errors import StoreError
 from apprentice.gateway.keys import Key
-from apprentice.types import Hold, Json, Micros, Seconds, Store
+from apprentice.types import Cap, Hold, Json, Micros, Seconds, Store
+
+_MOST_KEYS = 1_000  # whose day is remembered
 
 
 @dataclass(slots=True)
@@ -26,6 +31,16 @@ class Bill:
     """What a request did cost. None: nobody knows yet, and then its worst case counts."""
 
     cost: Micros | None = None
+
+
+class _Day(NamedTuple):
+    """The windows that requests of a key are booked in, and the caps on them, from one midnight to the next."""
+
+    begin: Seconds
+    end: Seconds
+    limits: Mapping[str, Decimal]
+    windows: tuple[str, ...]
+    caps: list[Cap]
 
 
 class Allowances:
@@ -36,6 +51,7 @@ class Allowances:
         self._clock = clock
         self._zone = ZoneInfo(config.budget.timezone)
         self._providers = [Provider(config.remote), *map(Provider, config.remote.additional_providers)]
+        self._days: dict[str, _Day] = {}  # by key, the last one that was asked for
         self._latest: Seconds = 0.0  # a clock that goes back must not re-open a window
 
     def worst(self, task: TaskConfig, input: Json) -> Micros:
@@ -56,25 +72,20 @@ class Allowances:
             yield bill
             return
         self._latest = max(self._latest, self._clock())
-        owner = f"key:{key.id}"
+        owner, day = f"key:{key.id}", self._day(key, self._latest)
         hold = Hold(
             attempt_id=new_id(),
             task=owner,
             purpose="serve",
             model=owner,
             worst=worst,
-            windows=own_windows(key, self._latest, self._zone),
+            windows=day.windows,
             at=self._latest,
         )
-        booking = asyncio.ensure_future(
-            self._store.reserve(hold, budget.caps(owner, self._latest, self._zone, overall={}, own=key.limits))
-        )
         try:
-            await asyncio.shield(booking)
+            await self._store.reserve(hold, day.caps)
         except asyncio.CancelledError:
-            await asyncio.wait([booking])
-            if booking.exception() is None:
-                await self._store.settle(hold.attempt_id, 0, state="released")
+            await asyncio.shield(self._free(hold))
             raise
         try:
             yield bill
@@ -84,6 +95,22 @@ class Allowances:
             else:
                 end = self._store.settle(hold.attempt_id, bill.cost, state="settled")
             await asyncio.shield(end)
+
+    async def _free(self, hold: Hold) -> None:
+        """Give back what nobody waits for any more. A store serves it after the booking, which may have gone on."""
+        with contextlib.suppress(StoreError):  # it was not booked; or it stays held, and counts as spent after a while
+            await self._store.settle(hold.attempt_id, 0, state="released")
+
+    def _day(self, key: Key, now: Seconds) -> _Day:
+        """What holds for the key at that moment. It is the same all day, and is worked out once a day."""
+        known = self._days.get(key.id)
+        if known is None or not known.begin <= now < known.end or known.limits != key.limits:
+            if len(self._days) >= _MOST_KEYS:
+                self._days.clear()
+            caps = budget.caps(f"key:{key.id}", now, self._zone, overall={}, own=key.limits)
+            span = budget.span(budget.windows("", now, self._zone)[3], self._zone)
+            known = self._days[key.id] = _Day(*span, key.limits, own_windows(key, now, self._zone), caps)
+        return known
 
     async def close(self) -> None:
         for provider in self._providers:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
+from apprentice.gateway.answers import as_events, as_json
 from apprentice.gateway.conversation import (
     MOST_MESSAGES,
     TASK,
@@ -143,10 +144,9 @@ async def messages(gateway: Gateway, call: Call) -> Response:
                 "cache_read_input_tokens": usage.cached_tokens,
             },
         }
-    headers = answered.headers | {"request-id": answered.request_id, "x-request-id": answered.request_id}
-    if not body.stream:
-        return JSONResponse(written, headers=headers)
-    return Response(_stream(written), headers=headers, media_type="text/event-stream")
+    number = answered.request_id.encode()
+    lines = [*answered.lines, (b"request-id", number), (b"x-request-id", number)]
+    return as_events(_stream(written), lines) if body.stream else as_json(written, lines)
 
 
 def _texts(content: str | list[Any]) -> str | list[Text]:

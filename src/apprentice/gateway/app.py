@@ -8,13 +8,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from apprentice import observer, plugins
 from apprentice.config import Config
@@ -23,7 +20,7 @@ from apprentice.engine import Apprentice
 from apprentice.gateway import Settings, anthropic, health, keys, native, openai
 from apprentice.gateway.desk import Call, Gateway, Operation
 from apprentice.gateway.document import document
-from apprentice.gateway.door import Door, Visit, family_of, of_routing
+from apprentice.gateway.door import Door, family_of, of_routing, visit
 from apprentice.types import Seconds, Store
 from apprentice.worker import courier
 
@@ -65,6 +62,7 @@ def build(
         async with Apprentice(config, seed=seed, clock=clock) as engine:
             store: Store = plugins.build("stores", config.store.backend, path=config.store.path)
             gateway = Gateway(config, settings, engine, store, clock=clock)
+            gateway.meters.in_flight.set_function(lambda: door.busy)
             try:
                 await gateway.open()
                 app.state.gateway = gateway
@@ -85,29 +83,16 @@ def build(
             *pages(keys.known, secret=sessions),
             *routes,
         ],
-        middleware=[] if config.telemetry is None else [Middleware(_Continued, observer.of(config.telemetry))],
         exception_handlers={HTTPException: routed},
         lifespan=lifespan,
     )
-    door = Door(inside, settings, log=log)
+    watching = None if config.telemetry is None else observer.of(config.telemetry)
+    door = Door(inside, settings, operations=every, watching=watching, log=log)
     return door
-
-
-class _Continued:
-    """What the client has begun is the parent of what is observed here."""
-
-    def __init__(self, inside: ASGIApp, watching: observer.Observer) -> None:
-        self._inside, self._watching = inside, watching
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self._inside(scope, receive, send)
-        with self._watching.continued(Headers(scope=scope)):
-            return await self._inside(scope, receive, send)
 
 
 def _endpoint(operation: Operation) -> Callable[[Request], Any]:
     async def endpoint(request: Request) -> Response:
-        return await Visit(request.app.state.gateway, operation, request).response()
+        return await visit(request.app.state.gateway, operation, request.scope, request.receive, request.path_params)
 
     return endpoint

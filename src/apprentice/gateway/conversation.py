@@ -22,6 +22,8 @@ PIECE = 24  # characters in one event of a stream
 MOST_MESSAGES = 2_000
 _NAME = re.compile(r"[A-Za-z0-9][\w.:@/-]{0,199}", re.ASCII)
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
+
 type Number = StrictInt | StrictFloat
 
 
@@ -100,7 +102,7 @@ def pieces(text: str) -> Iterator[str]:
 
 
 def as_text(output: Json) -> str:
-    return json.dumps(output, ensure_ascii=False)
+    return _ENCODER.encode(output)
 
 
 def event(data: Json, name: str | None = None) -> str:

@@ -20,12 +20,13 @@ from apprentice.engine import Apprentice, new_id
 from apprentice.errors import ApprenticeError, BudgetExhausted, IdempotencyConflict
 from apprentice.gateway import HEADER, Settings
 from apprentice.gateway.allowance import Allowances
+from apprentice.gateway.answers import Lines, line
 from apprentice.gateway.keys import Key, Keyring, Role
 from apprentice.gateway.meters import Meters
 from apprentice.gateway.once import Once
 from apprentice.gateway.refusals import Family, Refusal, refusal_of
 from apprentice.gateway.relay import NAME, Relay, Relays, Unfit
-from apprentice.privacy import Veil, redactor
+from apprentice.privacy import Veil, redactor, veil_for
 from apprentice.request import cost_nothing
 from apprentice.types import (
     Answer,
@@ -40,6 +41,8 @@ from apprentice.types import (
     Usage,
 )
 
+_NONE = Usage(input_tokens=0, output_tokens=0)
+_RELAYED = Decision(route="remote", reason="no_local_model", p=0.0)
 WORDS_A_MINUTE = 600  # of feedback that one key may give in one process: what people say, and not more
 
 
@@ -85,7 +88,7 @@ class Answered(NamedTuple):
     request_id: str
     at: Seconds
     usage: Usage
-    headers: dict[str, str]
+    lines: Lines
     result: Result | None = None
 
 
@@ -129,7 +132,7 @@ class Gateway:
         self.ready = False
         self._clock = clock
         self._redactor = redactor(config)  # of what is relayed; tasks have theirs in the engine
-        owner = f"gateway {socket.gethostname()}:{os.getpid()}:{new_id()[:8]}"
+        owner = f"gateway {socket.gethostname()}:{os.getpid()}:{new_id()[-8:]}"
         self._once = Once(store, owner, settings.timeout + settings.grace, clock)
 
     async def answer(self, call: Call, task: str, input: Json, *, param: str, name: str | None = None) -> Answered:
@@ -140,37 +143,43 @@ class Gateway:
         if not call.capture and (call.idempotency is not None or call.key.limits):
             message = "a request with an idempotency key, or of a key with limits, has to be recorded"
             raise Refusal(400, "capture_needed", message, param=f"{HEADER}capture")
-        asked = None if call.idempotency is None else f"{call.key.id}/{name or ''}/{call.idempotency}"
         try:
-            configured = self.config.task(task)
-            configured.validate_input(input)
-            async with self._once.turn(task, asked) as (key, before):
-                worst = 0 if before or not call.key.limits else self.allowances.worst(configured, input)
-                if before is None and call.key.limits and key is None:
-                    key = f"{call.key.id}//{new_id()}"  # by which the Record is found when there is no Result
-                try:
-                    async with self.allowances.held(call.key, worst) as bill:
-                        try:
-                            result = await self.app.arun(
-                                task,
-                                input,
-                                idempotency_key=key,
-                                deadline=self.settings.timeout,
-                                tags=dict(call.tags),
-                                capture=call.capture,
-                            )
-                        finally:
-                            if call.key.limits and key is not None:
-                                bill.cost = 0 if before else await asyncio.shield(self._cost(task, key))
-                except IdempotencyConflict as error:
-                    raise await self._conflict(task, key, input, error) from error
-            record = await self.store.record(result.request_id)
+            if call.idempotency is None and not call.key.limits:
+                result = await self._ask(call, task, input, None)
+            else:
+                result = await self._ask_once(call, task, input, name or "")
         except ApprenticeError as error:
             raise self.refusal(error, task, param=param) from error
-        assert record is not None  # it is durable before arun returns
-        served = record.remote if record.served == "remote" else record.local
-        usage = (served.usage if served is not None else None) or Usage(input_tokens=0, output_tokens=0)
-        return Answered(result.output, result.request_id, record.at, usage, _headers(result), result)
+        return Answered(result.output, result.request_id, result.at, result.usage or _NONE, _lines(result), result)
+
+    async def _ask(self, call: Call, task: str, input: Json, key: str | None) -> Result:
+        return await self.app.arun(
+            task,
+            input,
+            idempotency_key=key,
+            deadline=self.settings.timeout,
+            tags=dict(call.tags),
+            capture=call.capture,
+        )
+
+    async def _ask_once(self, call: Call, task: str, input: Json, name: str) -> Result:
+        """The same within the limits of the API key, and once for each idempotency key."""
+        asked = None if call.idempotency is None else f"{call.key.id}/{name}/{call.idempotency}"
+        configured = self.config.task(task)
+        configured.validate_input(input)
+        async with self._once.turn(task, asked) as (key, before):
+            worst = 0 if before or not call.key.limits else self.allowances.worst(configured, input)
+            if before is None and call.key.limits and key is None:
+                key = f"{call.key.id}//{new_id()}"  # by which the Record is found when there is no Result
+            try:
+                async with self.allowances.held(call.key, worst) as bill:
+                    try:
+                        return await self._ask(call, task, input, key)
+                    finally:
+                        if call.key.limits and key is not None:
+                            bill.cost = 0 if before else await asyncio.shield(self._cost(task, key))
+            except IdempotencyConflict as error:
+                raise await self._conflict(task, key, input, error) from error
 
     async def relay(self, call: Call, to: Relay, body: dict[str, Json]) -> Answered:
         """The model's own answer to the client's body. Raises Refusal."""
@@ -179,47 +188,39 @@ class Gateway:
             raise Refusal(
                 400, "capture_needed", "an answer that is not recorded cannot be repeated", param="idempotency-key"
             )
+        before = None
         try:
-            async with self._once.turn(NAME, asked, share=False) as (key, before):
-                veil = Veil(self._redactor)
-                hidden = veil.hide(body)  # as it was kept the first time
-                record = before or await self._relayed(call, to, body, key, veil)
+            veil = await veil_for(self._redactor, body)
+            if asked is None:
+                record = await self._relayed(call, to, body, None, veil)
+            else:
+                async with self._once.turn(NAME, asked, share=False) as (key, before):
+                    hidden = veil.hide(body)  # as it was kept the first time
+                    record = before or await self._relayed(call, to, body, key, veil)
         except ApprenticeError as error:
             raise self.refusal(error, NAME, param=None) from error
         if record.remote is None:
             raise Refusal(409, "idempotency_conflict", f"the first request with this key failed: {record.error}")
         if before is not None and before.input != hidden:
             raise _reused()
-        usage = record.remote.usage or Usage(input_tokens=0, output_tokens=0)
-        headers = {
-            f"{HEADER}request-id": record.request_id,
-            f"{HEADER}source": "remote",
-            f"{HEADER}cost-usd": f"{record.cost / 1e6:.6f}",
-        }
-        return Answered(veil.show(record.remote.output), record.request_id, record.at, usage, headers)
+        lines = [
+            line("request-id", record.request_id),
+            line("source", "remote"),
+            line("cost-usd", f"{record.cost / 1e6:.6f}"),
+        ]
+        output, usage = veil.show(record.remote.output), record.remote.usage or _NONE
+        return Answered(output, record.request_id, record.at, usage, lines)
 
     async def _relayed(self, call: Call, to: Relay, body: dict[str, Json], key: str | None, veil: Veil) -> Record:
         at, started, attempts = self._clock(), time.perf_counter(), list[Attempt]()
-        deadline = asyncio.get_running_loop().time() + self.settings.timeout
-        answer: Answer | None = None
-        problem: str | None = None
-        try:
-            worst = to.worst(body) if call.key.limits else 0
-            async with self.allowances.held(call.key, worst) as bill:
-                try:
-                    answer = await to.ask(body, deadline=deadline, attempts=attempts)
-                finally:
-                    bill.cost = sum(attempt.cost for attempt in attempts)
-        except (asyncio.CancelledError, ApprenticeError) as error:
-            problem = f"{type(error).__name__}: {error}"
-            raise
-        finally:
-            record = Record(
+
+        def record(answer: Answer | None, problem: str | None = None) -> Record:
+            return Record(
                 request_id=call.id,
                 task=NAME,
                 at=at,
                 input=body,
-                decision=Decision(route="remote", reason="no_local_model", p=0.0),
+                decision=_RELAYED,
                 remote=answer,
                 served=None if answer is None else "remote",
                 attempts=tuple(attempts),
@@ -229,9 +230,28 @@ class Gateway:
                 tags=dict(call.tags),
                 error=problem,
             )
-            if attempts or answer is not None:
-                await asyncio.shield(self._written(veil.kept(record) if call.capture else None, to, attempts))
-        return record
+
+        try:
+            answer = await self._paid(call, to, body, attempts)
+        except (asyncio.CancelledError, Exception) as error:
+            if attempts:  # what was paid for is recorded, also when nobody waits for it any more
+                failed = record(None, f"{type(error).__name__}: {error}")
+                await asyncio.shield(self._written(veil.kept(failed) if call.capture else None, to, attempts))
+            raise
+        made = record(answer)
+        await self._written(veil.kept(made) if call.capture else None, to, attempts)
+        return made
+
+    async def _paid(self, call: Call, to: Relay, body: dict[str, Json], attempts: list[Attempt]) -> Answer:
+        """The answer, within the limits of the API key."""
+        deadline = asyncio.get_running_loop().time() + self.settings.timeout
+        if not call.key.limits:
+            return await to.ask(body, deadline=deadline, attempts=attempts)
+        async with self.allowances.held(call.key, to.worst(body)) as bill:
+            try:
+                return await to.ask(body, deadline=deadline, attempts=attempts)
+            finally:
+                bill.cost = sum(attempt.cost for attempt in attempts)
 
     async def _written(self, record: Record | None, to: Relay, attempts: list[Attempt]) -> None:
         try:
@@ -276,16 +296,18 @@ class Gateway:
         await self.store.close()
 
 
-def _headers(result: Result) -> dict[str, str]:
-    found = {
-        "request-id": result.request_id,
-        "source": result.source,
-        "version": result.version,
-        "confidence": None if result.confidence is None else f"{result.confidence:.6f}",
-        "phase": result.decision.phase,
-        "cost-usd": f"{result.cost / 1e6:.6f}",
-    }
-    return {f"{HEADER}{name}": value for name, value in found.items() if value is not None}
+def _lines(result: Result) -> Lines:
+    found = [
+        line("request-id", result.request_id),
+        line("source", result.source),
+        line("phase", result.decision.phase),
+        line("cost-usd", f"{result.cost / 1e6:.6f}"),
+    ]
+    if result.version is not None:
+        found.append(line("version", result.version))
+    if result.confidence is not None:
+        found.append(line("confidence", f"{result.confidence:.6f}"))
+    return found
 
 
 def _reused() -> Refusal:

@@ -5,8 +5,8 @@ No password hash: what nobody can guess need not be slow to check. That a key wa
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-import hmac
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -97,23 +97,32 @@ class Keyring:
     def __init__(self, store: Store, *, clock: Callable[[], Seconds] = time.monotonic) -> None:
         self._store = store
         self._clock = clock
-        self._keys: list[Key] = []
+        self._keys: dict[str, Key] = {}  # by digest
         self._read_at: Seconds | None = None
+        self._reading: asyncio.Task[None] | None = None
 
     async def find(self, secret: str) -> Key | None:
-        """The key with this secret. It takes as long for one that is wrong in its first letter as in its last."""
-        found = await self._look(secret, _FRESH)
-        return found or await self._look(secret, _AGAIN)
-
-    async def _look(self, secret: str, fresh: Seconds) -> Key | None:
-        if self._read_at is None or self._clock() - self._read_at >= fresh:
-            self._keys, self._read_at = await known(self._store), self._clock()
+        """The key with this secret. How long that takes depends on its SHA-256, and says nothing about how near a guess is."""
         digest = _digest(secret) if len(secret) <= _LONGEST else ""
-        found = None
-        for key in self._keys:
-            if hmac.compare_digest(key.digest, digest):
-                found = key
-        return found
+        await self._renew(_FRESH)
+        if digest not in self._keys:
+            await self._renew(_AGAIN)
+        return self._keys.get(digest)
+
+    async def _renew(self, fresh: Seconds) -> None:
+        if self._read_at is not None and self._clock() - self._read_at < fresh:
+            return
+        if self._reading is None:  # all who come meanwhile wait for the same
+            self._reading = asyncio.ensure_future(self._read())
+        await asyncio.shield(self._reading)
+
+    async def _read(self) -> None:
+        began = self._clock()
+        try:
+            self._keys = {key.digest: key for key in await known(self._store)}
+            self._read_at = began
+        finally:
+            self._reading = None
 
 
 def _digest(secret: str) -> str:

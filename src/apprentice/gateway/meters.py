@@ -36,12 +36,18 @@ class Meters:
         flight = Gauge("apprentice_http_in_flight", "Requests in flight", ("worker",), registry=self.registry)
         self.in_flight = flight.labels(worker)
         self._requests, self._seconds, self._worker = requests, seconds, worker
+        self._series: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}  # what the labels stand for
 
     def count(self, method: str, operation: str, status: int, seconds: Seconds) -> None:
         """One request that was answered."""
         known = method if method in _METHODS else "OTHER"
-        self._requests.labels(known, operation, str(status), self._worker).inc()
-        self._seconds.labels(operation, self._worker).observe(seconds)
+        series = self._series.get((known, operation, status))
+        if series is None:
+            counted = self._requests.labels(known, operation, str(status), self._worker)
+            series = counted, self._seconds.labels(operation, self._worker)
+            self._series[known, operation, status] = series
+        series[0].inc()
+        series[1].observe(seconds)
 
     def text(self, tasks: list[TaskStatus]) -> bytes:
         """Everything in Prometheus' text format."""

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from apprentice import lineage
 from apprentice.errors import ApprenticeError
 from apprentice.gateway import HEADER
+from apprentice.gateway.answers import as_json
 from apprentice.gateway.conversation import Body, Number
 from apprentice.gateway.desk import WORDS_A_MINUTE, Answered, Call, Gateway, Operation
 from apprentice.gateway.refusals import Refusal
@@ -161,7 +162,8 @@ class Erased(BaseModel):
 
 async def run(gateway: Gateway, call: Call) -> Response:
     answered = await gateway.answer(_tagged(call), call.path["name"], call.body.input, param="input")
-    return JSONResponse(_ran(answered).model_dump(), headers=answered.headers | {"x-request-id": answered.request_id})
+    lines = [*answered.lines, (b"x-request-id", answered.request_id.encode())]
+    return as_json(_ran(answered).model_dump(), lines)
 
 
 def _tagged(call: Call) -> Call:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool
 from starlette.responses import JSONResponse, Response
 
 from apprentice.config import TaskConfig
+from apprentice.gateway.answers import as_events, as_json
 from apprentice.gateway.conversation import (
     MOST_MESSAGES,
     TASK,
@@ -156,11 +157,11 @@ async def chat(gateway: Gateway, call: Call) -> Response:
         completion = answered.output
     else:
         completion, answered = await _ask(gateway, call, to, body)
-    headers = answered.headers | {"x-request-id": answered.request_id}
+    lines = [*answered.lines, (b"x-request-id", answered.request_id.encode())]
     if not body.stream:
-        return JSONResponse(completion, headers=headers)
+        return as_json(completion, lines)
     counted = body.stream_options is not None and body.stream_options.include_usage
-    return Response(_stream(completion, counted=counted), headers=headers, media_type="text/event-stream")
+    return as_events(_stream(completion, counted=counted), lines)
 
 
 async def _ask(gateway: Gateway, call: Call, task: TaskConfig, body: Chat) -> tuple[dict[str, Json], Answered]:

@@ -5,32 +5,56 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from pydantic import BaseModel, ValidationError
-from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope
 
 from apprentice import schemas
 from apprentice.gateway import Settings
 from apprentice.gateway.refusals import Refusal
 from apprentice.types import Json
 
+WHOLE = "apprentice.whole"  # an extension of ASGI: the body has come already, and nobody need watch the clock for it
 _DEEPEST = schemas.MAX_DEPTH + 16  # of a body: a value may be as deep as a task's, and stands within something
 _MOST_PARTS = 100_000  # arrays and objects: each takes memory a hundred times its two bytes
 _MOST_COLONS = 250_000  # there is one in each member of an object, and a member takes two hundred bytes
 _DRAINED = 16  # times the limit that is read and thrown away, so that a client hears why it is refused
 
 
-async def read[B: BaseModel](request: Request, kind: type[B], settings: Settings) -> B:
+class Heads(dict[bytes, list[bytes]]):
+    """The header lines of one request by their names in lower case; those of one name in the order in which they came."""
+
+    def __init__(self, lines: Iterable[tuple[bytes, bytes]]) -> None:
+        super().__init__()
+        for name, value in lines:
+            if name in self:
+                self[name].append(value)
+            else:
+                self[name] = [value]
+
+    def all(self, name: bytes) -> list[str]:
+        return [value.decode("latin-1") for value in self.get(name, ())]
+
+    def first(self, name: bytes, default: str) -> str:
+        return self[name][0].decode("latin-1") if name in self else default
+
+
+async def read[B: BaseModel](scope: Scope, receive: Receive, kind: type[B], settings: Settings) -> B:
     """The body as that model. Raises Refusal: 408, 413, 415, and 400 that names the field."""
-    sort, _, parameters = request.headers.get("content-type", "").partition(";")
+    heads: Heads = scope["apprentice.heads"]
+    sort, _, parameters = heads.first(b"content-type", "").partition(";")
     if sort.strip().lower() != "application/json" or _charset(parameters) not in ("", "utf-8"):
         raise Refusal(415, "unsupported_media_type", "the body should be application/json in UTF-8")
-    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+    if heads.first(b"content-encoding", "identity").strip().lower() != "identity":
         raise Refusal(415, "unsupported_encoding", "the body should not be compressed")
+    told = heads.first(b"content-length", "0")
+    if WHOLE in scope.get("extensions", ()):
+        return valid(parsed(await _bytes(receive, told, settings.max_body)), kind)
     try:
         async with asyncio.timeout(settings.patience):
-            raw = await _bytes(request, settings.max_body)
+            raw = await _bytes(receive, told, settings.max_body)
     except TimeoutError:
         raise Refusal(
             408,
@@ -38,26 +62,25 @@ async def read[B: BaseModel](request: Request, kind: type[B], settings: Settings
             f"the body did not arrive within {settings.patience:g} seconds",
             headers={"connection": "close"},
         ) from None
-    except ClientDisconnect:
-        raise Refusal(400, "disconnected", "the client went away before its request was complete") from None
     return valid(parsed(raw), kind)
 
 
-async def _bytes(request: Request, limit: int) -> bytes:
-    told = request.headers.get("content-length", "0")
+async def _bytes(receive: Receive, told: str, limit: int) -> bytes:
     too_large = int(told) > limit if told.isascii() and told.isdigit() else False
-    body, size = bytearray(), 0
-    async for chunk in request.stream():
+    body, size, more = bytearray(), 0, True
+    while more and size <= _DRAINED * limit:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Refusal(400, "disconnected", "the client went away before its request was complete")
+        chunk, more = message.get("body", b""), message.get("more_body", False)
         size += len(chunk)
         too_large = too_large or size > limit
         if too_large:
             body.clear()
-            if size > _DRAINED * limit:
-                break
         else:
             body += chunk
     if too_large:
-        close = {"connection": "close"} if size > _DRAINED * limit else {}
+        close = {"connection": "close"} if more else {}
         raise Refusal(413, "too_large", f"the body is larger than {limit:,} bytes", headers=close)
     return bytes(body)
 
@@ -73,19 +96,17 @@ def parsed(raw: bytes) -> Json:
     >>> parsed(b'{"a": 1}')
     {'a': 1}
     """
-    if raw.count(b"[") + raw.count(b"{") > _MOST_PARTS:
+    parts = raw.count(b"[") + raw.count(b"{")
+    if parts > _MOST_PARTS:
         raise Refusal(413, "too_many_parts", f"the body has more than {_MOST_PARTS:,} arrays and objects")
     if raw.count(b":") > _MOST_COLONS:
         raise Refusal(413, "too_many_parts", f"the body has more than {_MOST_COLONS:,} colons")
     try:
-        # Decoded here, because json.loads would take UTF-16 as well.
-        value = json.loads(
-            raw.decode(), object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite, parse_int=_short
-        )
+        value = _DECODER.decode(raw.decode())  # by ourselves, because json.loads would take UTF-16 as well
     except (ValueError, RecursionError) as error:
         problem = str(error) if isinstance(error, _NotAllowed) else "it is not JSON in UTF-8"
         raise Refusal(400, "invalid_json", f"the body cannot be used: {problem}") from None
-    if _depth(value) > _DEEPEST:
+    if parts > _DEEPEST and _depth(value) > _DEEPEST:
         raise Refusal(400, "invalid_json", f"the body cannot be used: it is nested more than {_DEEPEST} deep")
     return value
 
@@ -115,6 +136,9 @@ def _short(digits: str) -> int:
     if len(digits) > 300:
         raise _NotAllowed("a number is too large")
     return int(digits)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite, parse_int=_short)
 
 
 def _depth(value: Json) -> int:

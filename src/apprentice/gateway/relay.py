@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from functools import partial
 from random import Random
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -21,7 +22,7 @@ from apprentice.config import Config, Remote, TaskConfig
 from apprentice.engine import new_id
 from apprentice.errors import ConfigError, InvalidAnswer, ModelRejected
 from apprentice.gateway.allowance import worst_of
-from apprentice.models import Endpoint, as_json, failed, mappings, readable, text_of, usage_of
+from apprentice.models import Endpoint, Prepared, as_json, failed, mappings, readable, text_of, usage_of
 from apprentice.types import Answer, Attempt, Json, Micros, Seconds, Store, Task
 
 type Format = Literal["openai", "anthropic"]
@@ -85,16 +86,16 @@ class Relay:
         )
         self._calls.providers = [self._provider]
         self._asked = 0
+        host = urlsplit(remote.base_url or _WIRES[remote.provider].own).hostname or ""
+        new = any(host == name or host.endswith(f".{name}") for name in _NEW_NAMES)
+        self._limit = "max_completion_tokens" if remote.provider == "openai" and new else "max_tokens"
 
     async def open(self) -> None:
         await self._calls.open()
 
     def body(self, told: dict[str, Json], max_tokens: int | None) -> dict[str, Json]:
         """The client's body as it leaves: our model, and a limit to what it can cost."""
-        host = urlsplit(self.remote.base_url or _WIRES[self.remote.provider].own).hostname or ""
-        new = any(host == name or host.endswith(f".{name}") for name in _NEW_NAMES)
-        limit = "max_completion_tokens" if self.remote.provider == "openai" and new else "max_tokens"
-        return told | {"model": self.remote.model, limit: max_tokens or self.remote.max_tokens}
+        return told | {"model": self.remote.model, self._limit: max_tokens or self.remote.max_tokens}
 
     def worst(self, body: dict[str, Json]) -> Micros:
         """The most that all attempts together can cost."""
@@ -145,11 +146,19 @@ class _Model:
         )
 
     def request_bytes(self, task: Task, input: dict[str, Json]) -> int:
-        return len(as_json(input).encode()) + (self._wire.added if "tools" in input else 0)
+        return self.prepare(task, input).bytes
+
+    def prepare(self, task: Task, input: dict[str, Json]) -> Prepared:
+        """The client's body, written once."""
+        request = as_json(input).encode()
+        return Prepared(len(request) + (self._wire.added if "tools" in input else 0), partial(self._answer, request))
 
     async def answer(self, task: Task, input: dict[str, Json]) -> Answer:
+        return await self.prepare(task, input).answer()
+
+    async def _answer(self, request: bytes) -> Answer:
         started = time.monotonic()
-        outcome = await self._endpoint.ask(as_json(input).encode())
+        outcome = await self._endpoint.ask(request)
         number = wire.request_id(outcome.headers, outcome.body or {})
         name = self._name + (f" (request {number})" if number else "")
         if outcome.kind != "answered":

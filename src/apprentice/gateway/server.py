@@ -11,11 +11,9 @@ import socket
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from pydantic import BaseModel
-from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.supervisors import Multiprocess
 
 from apprentice.config import Config, load
@@ -23,6 +21,7 @@ from apprentice.errors import ConfigError
 from apprentice.gateway import Settings
 from apprentice.gateway.app import build
 from apprentice.gateway.door import Door
+from apprentice.gateway.protocol import Patient
 
 _QUEUE = 1_024  # connections that wait to be accepted, which is done in one go; five goes may pass until one is closed
 _FILES = 256  # that a process needs besides its connections: the store, the remotes, the models
@@ -36,71 +35,6 @@ class Served(BaseModel):
     settings: Settings
     sessions: str
     log: bool
-
-
-class Patient(H11Protocol):
-    """uvicorn's HTTP/1.1, which waits only so long for the head of a request and for its answer to be taken, and makes
-    room where idle clients sit."""
-
-    patience = Settings().patience
-    most = Settings().connections
-    _late: asyncio.TimerHandle | None = None
-    _unread: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        if len(self.connections) > self.most:
-            leaves = next((one for one in self.connections if one is not self and _is_idle(one)), self)
-            leaves.transport.abort()
-            self.connections.discard(leaves)  # many may come before this one is gone: each needs a place of its own
-        self._wait()
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._unread = self.loop.call_later(self.patience, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        self._read()
-        super().resume_writing()
-
-    def timeout_keep_alive_handler(self) -> None:
-        super().timeout_keep_alive_handler()
-        self.transport.abort()  # closing waits for what is still unread
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if not _is_idle(self):
-            self._stop()
-        elif self._late is None:
-            self._wait()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop()
-        self._read()
-        super().connection_lost(exc)
-
-    def _wait(self) -> None:
-        self._late = self.loop.call_later(self.patience, self._give_up)
-
-    def _stop(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
-
-    def _read(self) -> None:
-        if self._unread is not None:
-            self._unread.cancel()
-            self._unread = None
-
-    def _give_up(self) -> None:
-        self._late = None
-        if _is_idle(self):
-            self.transport.abort()
-
-
-def _is_idle(connection: Any) -> bool:
-    """No request of it is being answered; half a head may have come."""
-    return connection.cycle is None or connection.cycle.response_complete
 
 
 class Server(uvicorn.Server):

@@ -8,17 +8,20 @@ takes what can wait is said by Batches; the answers in a batch are read by the s
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import SecretStr
 
 from apprentice import wire
+from apprentice.connection import Careful, Reader
 from apprentice.dialogues import FORM as FORM
 from apprentice.dialogues import as_json as as_json
 from apprentice.dialogues import is_object
@@ -70,7 +73,7 @@ class Endpoint:
         self._headers = {"content-type": "application/json", **(headers or {})}
         self._free = free
         self._timeout = timeout
-        self._client = client or wire.client(allow_internal=allow_internal)
+        self._client = client or wire.client(allow_internal=allow_internal, reader=_reader())
         self._owned = client is None
 
     async def ask(self, body: bytes) -> wire.Outcome:
@@ -110,6 +113,16 @@ class Endpoint:
             await self._client.close()
 
 
+@cache
+def _reader() -> Callable[[], Reader]:
+    """What reads the answers: the faster one where the package for it is installed. Both read the same."""
+    if importlib.util.find_spec("httptools") is None:
+        return Careful
+    from apprentice.models._httptools import Reader
+
+    return Reader
+
+
 class Reading(NamedTuple):
     """What an answer says, in our words. `refusal`: why there is none. `problem`: why its text is not to be trusted."""
 
@@ -122,7 +135,11 @@ class Reading(NamedTuple):
 
 
 class Dialect(Protocol):
-    """How one provider speaks: three translations without side effects. Whatever came back, reading it raises nothing."""
+    """How one provider speaks: three translations without side effects. Whatever came back, reading it raises nothing.
+
+    One with an attribute `says_input_as_text` that is true promises that the requests of a task differ in one place alone:
+    `as_json(input)`, as a text. What is around it is then built once a task.
+    """
 
     def body(self, task: Task, input: Json) -> dict[str, Json]:
         """The request. Raises InvalidInput for what JSON cannot say."""
@@ -138,6 +155,21 @@ class Dialect(Protocol):
         Of a stream that did not, the body has what was said until then, and a usage only where it is the final one.
         """
         ...
+
+
+class Prepared(NamedTuple):
+    """A request that is ready to be sent, once: never fewer `bytes` than the tokens billed for it, and what sends it."""
+
+    bytes: int
+    answer: Callable[[], Awaitable[Answer]]
+
+
+def prepared(model: Any, task: Task, input: Json) -> Prepared:
+    """The request to any model. One with a method `prepare` builds it once, others once to be measured and once to be sent."""
+    if (prepare := getattr(model, "prepare", None)) is not None:
+        made: Prepared = prepare(task, input)
+        return made
+    return Prepared(model.request_bytes(task, input), partial(model.answer, task, input))
 
 
 class Limits(NamedTuple):
@@ -223,10 +255,16 @@ class Hosted:
         self._dialect = dialect
         self._added = added
         self._ready_at: Seconds = 0.0
+        self._forms: dict[int, _Form] = {}  # by the identity of the task, which the form keeps
 
     def request_bytes(self, task: Task, input: Json) -> int:
         """Never fewer than the tokens billed for a request: no tokenizer makes more tokens than there are bytes."""
         return len(self._request(task, input)) + self._added
+
+    def prepare(self, task: Task, input: Json) -> Prepared:
+        """The request, built once for `request_bytes` and `answer`."""
+        request = self._request(task, input)
+        return Prepared(len(request) + self._added, partial(self._answer, task, request))
 
     def pause(self) -> Seconds:
         """Seconds to wait before the next call, 0 or more, by what the last answer said of the provider's limits."""
@@ -234,7 +272,9 @@ class Hosted:
 
     async def answer(self, task: Task, input: Json) -> Answer:
         """The model's answer. Raises ModelError (ModelRefused with its usage) when there is none."""
-        request = self._request(task, input)
+        return await self._answer(task, self._request(task, input))
+
+    async def _answer(self, task: Task, request: bytes) -> Answer:
         started = time.monotonic()
         outcome = await self._endpoint.ask(request)
         ended = time.monotonic()
@@ -248,7 +288,22 @@ class Hosted:
         await self._endpoint.close()
 
     def _request(self, task: Task, input: Json) -> bytes:
-        return as_json(self._dialect.body(task, input)).encode()
+        if (around := self._form(task).around) is None:
+            return as_json(self._dialect.body(task, input)).encode()
+        return around[0] + as_json(as_json(input)).encode() + around[1]
+
+    def _form(self, task: Task) -> _Form:
+        if (form := self._forms.get(id(task))) is None:
+            if len(self._forms) >= _MOST_FORMS:
+                self._forms.clear()
+            form = self._forms[id(task)] = _Form(task, shape(task.output_schema), self._around(task))
+        return form
+
+    def _around(self, task: Task) -> tuple[bytes, bytes] | None:
+        if not getattr(self._dialect, "says_input_as_text", False):
+            return None
+        parts = as_json(self._dialect.body(task, _MARK)).split(as_json(as_json(_MARK)))
+        return (parts[0].encode(), parts[1].encode()) if len(parts) == 2 else None
 
     def _understood(self, task: Task, outcome: wire.Outcome, latency: Seconds) -> Answer:
         body, ended = outcome.body or {}, True
@@ -273,7 +328,7 @@ class Hosted:
                 text=readable(reading.text),
             )
         value, problem = parse(reading.text)
-        value = shape(task.output_schema).unwrap(value)
+        value = self._form(task).shape.unwrap(value)
         if reading.problem is not None:
             value, problem = None, reading.problem
         elif reading.finish == "truncated":  # half an answer may still be valid JSON
@@ -377,6 +432,16 @@ class Shape(NamedTuple):
         return value["value"] if self.wrapped and isinstance(value, dict) and set(value) == {"value"} else value
 
 
+class _Form(NamedTuple):
+    """What all requests of a task have in common."""
+
+    task: Task
+    shape: Shape
+    around: (
+        tuple[bytes, bytes] | None
+    )  # what is before and after the input, as a text in JSON; None: it is built each time
+
+
 def shape(schema: dict[str, Json]) -> Shape:
     """What to ask a provider for so that it answers with an object.
 
@@ -416,7 +481,7 @@ def parse(text: str) -> tuple[Json, str | None]:
     """
     inside = _FENCE.fullmatch(text)
     try:
-        value = json.loads(inside[1] if inside else text, parse_constant=_no_constant, parse_float=_finite)
+        value = _DECODER.decode(inside[1] if inside else text)
     except (ValueError, RecursionError):
         return None, "the answer is empty" if not text.strip() else "the answer is not JSON"
     return checked(value, text)
@@ -431,7 +496,9 @@ def checked(value: Json, text: str) -> tuple[Json, str | None]:
 
 def readable(text: Json) -> str:
     """The text, with a question mark for what UTF-8 cannot carry; an empty one for what is no text."""
-    return text.encode(errors="replace").decode() if isinstance(text, str) else ""
+    if not isinstance(text, str):
+        return ""
+    return text if text.isascii() else text.encode(errors="replace").decode()
 
 
 def failed(outcome: wire.Outcome, name: str, reading: Reading = Reading()) -> ModelError:  # noqa: B008 - immutable
@@ -489,6 +556,8 @@ type Call = Callable[..., Awaitable[wire.Outcome]]  # Endpoint.call
 
 _LONGEST: Seconds = 600.0  # for a file of hundreds of megabytes
 _LARGEST = 512 * 2**20  # bytes of a file of results
+_MOST_FORMS = 100  # tasks of one remote; whoever makes a new Task for each request must not fill the memory
+_MARK = "\u2400 the input \u2400"  # stands for the input where a request is built to be taken apart
 _MOST_TOKENS = 10**12  # a thousand million pages: beyond that a count is nonsense, and money would not fit the ledger
 _FENCE = re.compile(r"\s*```(?:json|JSON)?\s*\n(.*?)\n?\s*```\s*", re.DOTALL)
 
@@ -506,6 +575,9 @@ def _finite(digits: str) -> float:
     if math.isinf(number):
         raise ValueError(f"{digits} is beyond every float, and JSON could not say what it becomes")
     return number
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
 
 
 def _is_utf8(text: str) -> bool:

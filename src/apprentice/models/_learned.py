@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
+from threading import Lock
+from weakref import WeakKeyDictionary
 
 from apprentice import fields, plugins
 from apprentice.errors import MissingExtra, ModelRejected
 from apprentice.types import Answer, Json, Task
 
 type Misfit = Callable[[Json], str | None]
+
+# Answers of a loop that are computed at a time: more threads than cores would only take them from the loop. asyncio has 32.
+_AT_ONCE = min(os.cpu_count() or 1, 32)
 
 
 class InProcess(ABC):
@@ -27,7 +35,10 @@ class InProcess(ABC):
 
         Raises ModelRejected when the task's output schema is not the one that the student learned.
         """
-        return (await asyncio.to_thread(self.answer_many, task, [input]))[0]
+        loop = asyncio.get_running_loop()
+        if (line := _LINES.get(loop)) is None:
+            line = _LINES[loop] = _Line()
+        return (await line.answers(loop, partial(self.answer_many, task, [input])))[0]
 
     @abstractmethod
     def answer_many(self, task: Task, inputs: Sequence[Json]) -> list[Answer]:
@@ -42,6 +53,51 @@ class InProcess(ABC):
         if fields.plain(task.output_schema) != self._output_schema:
             raise another_schema(self._name, task)
         self._fitting = task.output_schema
+
+
+class _Line:
+    """The requests of a loop that wait for a core, of whichever student: a thread a core, and it goes on while any waits.
+
+    Waking a thread for each request costs the loop twice as much where several come at once.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[asyncio.Future[list[Answer]], Callable[[], list[Answer]]]] = deque()
+        self._threads = 0
+        self._lock = Lock()  # so that no thread goes home while a request joins the line behind it
+
+    async def answers(self, loop: asyncio.AbstractEventLoop, compute: Callable[[], list[Answer]]) -> list[Answer]:
+        answered: asyncio.Future[list[Answer]] = loop.create_future()
+        with self._lock:
+            self._waiting.append((answered, compute))
+            more = self._threads < _AT_ONCE
+            self._threads += more
+        if more:
+            loop.run_in_executor(None, self._work, loop)
+        return await answered
+
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._threads -= 1
+                    return
+                answered, compute = self._waiting.popleft()
+            if answered.cancelled():
+                continue
+            try:
+                tell = partial(_settle, answered.set_result, compute())
+            except Exception as error:  # noqa: BLE001 - whatever it is, who asked gets it, and the others their answers
+                tell = partial(_settle, answered.set_exception, error)
+            loop.call_soon_threadsafe(tell, answered)
+
+
+_LINES: WeakKeyDictionary[asyncio.AbstractEventLoop, _Line] = WeakKeyDictionary()
+
+
+def _settle[Said](settle: Callable[[Said], None], said: Said, answered: asyncio.Future[list[Answer]]) -> None:
+    if not answered.done():  # whoever asked may have given up meanwhile
+        settle(said)
 
 
 def another_schema(name: str, task: Task) -> ModelRejected:

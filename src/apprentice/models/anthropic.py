@@ -80,6 +80,8 @@ def build(
 
 
 class _Messages:
+    says_input_as_text = True
+
     def __init__(self, settings: dict[str, Json]) -> None:
         self._settings = settings
 

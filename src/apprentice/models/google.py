@@ -78,6 +78,8 @@ def build(
 
 
 class _GenerateContent:
+    says_input_as_text = True
+
     def __init__(self, settings: dict[str, Json]) -> None:
         self._settings = settings
 

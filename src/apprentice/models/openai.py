@@ -104,6 +104,8 @@ def _conversation(task: Task, input: Json) -> list[Json]:
 
 
 class _Chat:
+    says_input_as_text = True
+
     def __init__(self, settings: dict[str, Json]) -> None:
         self._settings = settings
 
@@ -149,6 +151,8 @@ class _Chat:
 
 
 class _Responses:
+    says_input_as_text = True
+
     def __init__(self, settings: dict[str, Json]) -> None:
         self._settings = settings
 

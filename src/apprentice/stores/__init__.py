@@ -11,8 +11,9 @@ import math
 import re
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Literal
 
@@ -34,6 +35,7 @@ from apprentice.types import (
     Promotion,
     Record,
     Seconds,
+    Value,
     Version,
 )
 
@@ -291,6 +293,8 @@ def to_text(text: str) -> str:
     >>> to_text("a\0b")
     'a\\u0000b'
     """
+    if text.isascii() and text.isprintable() and "\\" not in text:  # nearly every id, name and window
+        return text
     return _ODD.sub(lambda odd: f"\\u{ord(odd[0]):04x}", text)
 
 
@@ -300,13 +304,23 @@ def from_text(text: str) -> str:
     >>> from_text(to_text("\\ud800 and a \\\\ in one name")) == "\\ud800 and a \\\\ in one name"
     True
     """
-    return _ESCAPED.sub(lambda odd: chr(int(odd[1], 16)), text)
+    return _ESCAPED.sub(lambda odd: chr(int(odd[1], 16)), text) if "\\" in text else text
+
+
+def _plain(value: object) -> dict[str, Json]:
+    """The fields of a value, for JSON: whole trees of them are written without a copy."""
+    if isinstance(value, Value):
+        return value.__dict__
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
+_encode = json.JSONEncoder(separators=(",", ":"), default=_plain, check_circular=False).encode
 
 
 def to_json(value: Any, what: str) -> str:
-    """The value as ASCII JSON, lone surrogates and NUL included. Raises StoreError when it is no JSON value."""
+    """The value, or its fields, as ASCII JSON, lone surrogates and NUL included. Raises StoreError when it is no JSON."""
     try:
-        return json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+        return _encode(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise StoreError(f"{what} cannot be written as JSON: {error}", hint="store JSON values only") from error
 
@@ -346,7 +360,7 @@ def record_row(record: Record) -> tuple[str | int | float | None, ...]:
         record.cost,
         int(record.remote is not None and record.remote.output is not None),
         None if key is None else to_text(key),
-        to_json(record.model_dump(mode="python"), f"record {record.request_id!r}"),
+        to_json(record, f"record {record.request_id!r}"),
         None if record.repeat is None else record.repeat.value,
         None if record.rival is None else record.rival.value,
         None if record.rival_version is None else to_text(record.rival_version),
@@ -449,9 +463,12 @@ class Amount:
         return _seal(window, self.spent, self.held)
 
 
+_EMPTY = Amount()  # of a window without a row; nobody changes it
+
+
 @dataclass(slots=True)
 class Books:
-    """The rows of the ledger that one transaction touches, and the rules for changing them.
+    """The rows of the ledger that a transaction touches, and the rules for changing them.
 
     All or none: an operation that raises has changed nothing. The store loads every entry and window that the
     operations name (a window without a row is left out, and counts as empty), and afterwards writes
@@ -462,10 +479,6 @@ class Books:
     amounts: dict[str, Amount]
     changed_entries: set[str] = field(default_factory=set)
     changed_windows: set[str] = field(default_factory=set)
-    known_windows: frozenset[str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.known_windows = frozenset(self.amounts)  # those that have a row
 
     def reserve(self, hold: Hold, caps: Sequence[Cap]) -> None:
         """Book the worst case in all windows of the hold, if every cap has room for it.
@@ -481,7 +494,7 @@ class Books:
         for cap in caps:
             if cap.window not in hold.windows:
                 raise StoreError(f"the cap on {cap.window!r} cannot hold: the attempt is not booked in that window")
-            amount = self.amounts.get(cap.window, Amount())
+            amount = self.amounts.get(cap.window, _EMPTY)
             if amount.spent + amount.held + hold.worst <= cap.limit:
                 continue
             text = (
@@ -494,13 +507,13 @@ class Books:
         if held_up is not None:
             raise held_up
         windows = dict.fromkeys(hold.windows)
-        for window in windows:
-            self._room(window, hold.worst)
+        self._check_room(windows, hold.worst)
         self.entries[hold.attempt_id] = Entry(hold)
         self.changed_entries.add(hold.attempt_id)
         for window in windows:
-            self.amounts.setdefault(window, Amount()).held += hold.worst
-            self.changed_windows.add(window)
+            amount = self.amounts.get(window) or self.amounts.setdefault(window, Amount())
+            amount.held += hold.worst
+        self.changed_windows.update(windows)
 
     def settle(self, attempt_id: str, cost: Micros, state: EndState) -> None:
         """Replace the hold of an attempt by what it cost, in the windows in which it was reserved.
@@ -519,9 +532,9 @@ class Books:
         worst = entry.hold.worst
         booked = max(cost, worst) if state == "assumed" else cost
         windows = dict.fromkeys(entry.hold.windows)
+        self._check_room(windows, booked)
         for window in windows:
-            self._room(window, booked)
-            if self.amounts.get(window, Amount()).held < worst:
+            if self.amounts.get(window, _EMPTY).held < worst:
                 raise StoreCorrupt(f"window {window!r} holds less than the open attempt {attempt_id!r}")
         entry.state, entry.cost = state, booked
         self.changed_entries.add(attempt_id)
@@ -529,27 +542,39 @@ class Books:
             amount = self.amounts[window]
             amount.held -= worst
             amount.spent += booked
-            self.changed_windows.add(window)
+        self.changed_windows.update(windows)
 
-    def _room(self, window: str, amount: Micros) -> None:
-        there = self.amounts.get(window, Amount())
-        if there.spent + there.held + amount > LARGEST:
-            raise StoreError(f"window {window!r} cannot count {amount} micro-dollars more (2^63 is the end)")
+    def _check_room(self, windows: Iterable[str], amount: Micros) -> None:
+        for window in windows:
+            there = self.amounts.get(window, _EMPTY)
+            if there.spent + there.held + amount > LARGEST:
+                raise StoreError(f"window {window!r} cannot count {amount} micro-dollars more (2^63 is the end)")
 
 
 LEDGER_COLUMNS = "attempt_id, task, purpose, model, windows, day, worst, state, cost, at, seal"
 
 
+@lru_cache(maxsize=1024)  # the windows of a task are the same all day
+def _windows_row(windows: tuple[str, ...]) -> tuple[str, str]:
+    """How the windows of a hold are written, and the day among them."""
+    return to_json(windows, "windows"), next((window[4:] for window in windows if window.startswith("day:")), "")
+
+
+@lru_cache(maxsize=1024)
+def _read_windows(windows: str) -> tuple[str, ...]:
+    return tuple(json.loads(windows))
+
+
 def entry_row(entry: Entry) -> tuple[str | int | float, ...]:
     """What a store writes for an Entry, in the order of `LEDGER_COLUMNS`."""
     hold = entry.hold
-    day = next((window[4:] for window in hold.windows if window.startswith("day:")), "")
+    windows, day = _windows_row(hold.windows)
     return (
         to_text(hold.attempt_id),
         to_text(hold.task),
         hold.purpose,
         to_text(hold.model),
-        to_json(hold.windows, "windows"),
+        windows,
         day,
         hold.worst,
         entry.state,
@@ -568,7 +593,7 @@ def read_entry(row: Sequence[Any]) -> Entry:
         purpose=purpose,
         model=from_text(model),
         worst=worst,
-        windows=tuple(json.loads(windows)),
+        windows=_read_windows(windows),
         at=at,
     )
     entry = Entry(hold, state, cost)
@@ -679,7 +704,7 @@ LABEL_COLUMNS = "request_id, task, body"
 
 def label_row(label: Label) -> tuple[str, str, str]:
     """What a store writes for a Label, in the order of `LABEL_COLUMNS`."""
-    body = to_json(label.model_dump(mode="python"), f"label of request {label.request_id!r}")
+    body = to_json(label, f"label of request {label.request_id!r}")
     return to_text(label.request_id), to_text(label.task), body
 
 
@@ -695,7 +720,7 @@ def example_row(task: str, example: Example) -> tuple[str, str, str]:
     """What a store writes for an imported Example, in the order of `EXAMPLE_COLUMNS`. Raises StoreError for one without id."""
     if not example.request_id:
         raise StoreError(f"an example of task {task!r} has no id", hint="name it by its content, as `request_id`")
-    body = to_json(example.model_dump(mode="python"), f"example {example.request_id!r}")
+    body = to_json(example, f"example {example.request_id!r}")
     return to_text(task), to_text(example.request_id), body
 
 

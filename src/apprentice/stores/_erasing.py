@@ -160,7 +160,7 @@ def _blank(connection: apsw.Connection, rows: Sequence[_Row], worth: dict[str, i
         [(body,)] = fetch(connection, "SELECT body FROM records WHERE seq = ?", (row.seq,))
         record = forgotten(body)
         sql = "UPDATE records SET body = ?, words = 0, subject = NULL, idempotency_key = NULL, has_remote = 0 WHERE seq = ?"
-        fetch(connection, sql, (to_json(record.model_dump(mode="python"), f"record {record.request_id!r}"), row.seq))
+        fetch(connection, sql, (to_json(record, f"record {record.request_id!r}"), row.seq))
     ids = {row.request_id for row in rows}
     for table in ("corrections", "labels"):
         connection.executemany(f"DELETE FROM {table} WHERE request_id = ?", [(id,) for id in ids])

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,6 @@ from apprentice.stores import (
     RECORD_COLUMNS,
     Amount,
     Books,
-    Entry,
     entry_row,
     forgotten,
     from_text,
@@ -43,14 +44,15 @@ GROUP = 512  # writes in one transaction
 WAL_PAGES = 1000  # 4 MiB, then what is in the log goes to the database
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 FSYNC_CODES = {apsw.SQLITE_IOERR_FSYNC, apsw.SQLITE_IOERR_DIR_FSYNC}
-_ENTRY_AGAIN = "ON CONFLICT DO UPDATE SET state = excluded.state, cost = excluded.cost, seal = excluded.seal"
+_END = "UPDATE ledger SET state = column2, cost = column3, seal = column4 FROM (VALUES {}) WHERE attempt_id = column1"
 _WINDOW_AGAIN = "ON CONFLICT DO UPDATE SET spent = excluded.spent, held = excluded.held, seal = excluded.seal"
 _COLUMNS = RECORD_COLUMNS.split(", ")
 _TASK, _AT, _BODY, _SUBJECT = map(_COLUMNS.index, ("task", "at", "body", "subject"))
 ALL_WINDOWS = ""  # the row of `windows` that counts the others
+KEPT = 10_000  # rows of the ledger in memory: far more than calls in flight and windows of a day
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Booking:
     attempt_id: str
     windows: tuple[str, ...]
@@ -69,12 +71,13 @@ type _Job = (
 )  # a Record, of the ledger, the file, any other change
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Write:
     """One job on its way to the writer, and back to the loop where its caller waits."""
 
     job: _Job
     future: asyncio.Future[Any]
+    until: Seconds  # of its loop
     result: Any = None
     error: Exception | None = None
     begun: bool = False  # from here on it is too late to give up
@@ -99,6 +102,8 @@ class Writer:
         self._gate = threading.Lock()  # guards `closed` with the inbox, and `begun` with `done`
         self._broken: str | None = None
         self._log_pages = 0
+        self._ledger = _Ledger(path, connection)
+        self._waiting: dict[asyncio.AbstractEventLoop, set[_Write]] = {}  # each is touched in its own loop only
         connection.set_busy_timeout(0)
         connection.wal_autocheckpoint(0)  # it hides a failed fsync; `_checkpoint` does not
         connection.set_wal_hook(self._logged)
@@ -106,16 +111,19 @@ class Writer:
 
     async def submit(self, job: _Job) -> Any:
         loop = asyncio.get_running_loop()
-        write = _Write(job, loop.create_future())
+        write = _Write(job, loop.create_future(), loop.time() + self._wait)
         with self._gate:
             if self.closed:
                 raise StoreError(f"{self._path}: the store is closed")
             self._inbox.put(write)
-        timer = loop.call_later(self._wait, self._give_up, write)
+        waiting = self._waiting.get(loop)
+        if waiting is None:
+            waiting = self._watch(loop)
+        waiting.add(write)
         try:
             return await write.future
         finally:
-            timer.cancel()
+            waiting.discard(write)
 
     def close(self) -> bool:
         """Tell the thread to end after what waits. False if somebody has told it before."""
@@ -136,13 +144,29 @@ class Writer:
     def _too_long(self) -> StoreBusy:
         return StoreBusy(f"{self._path}: another process held the store for {self._wait:g} s")
 
-    def _give_up(self, write: _Write) -> None:
-        with self._gate:
-            if write.begun or write.done:
-                return
-            write.done = True
-        if not write.future.done():
-            write.future.set_exception(self._too_long())
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> set[_Write]:
+        """Who waits in this loop from now on; one timer for all of them, because nearly none ever waits so long."""
+        for other in list(self._waiting):
+            if other.is_closed():
+                self._waiting.pop(other, None)
+        loop.call_later(self._wait, self._give_up, loop)
+        return self._waiting.setdefault(loop, set())
+
+    def _give_up(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Send away who has waited too long, and look again when the next one will have."""
+        waiting, now = self._waiting[loop], loop.time()
+        for write in [write for write in waiting if write.until <= now]:
+            with self._gate:
+                if write.begun or write.done:
+                    continue
+                write.done = True
+            if not write.future.done():
+                write.future.set_exception(self._too_long())
+        later = [write.until for write in waiting if write.until > now]
+        if later:
+            loop.call_at(min(later), self._give_up, loop)
+        else:
+            del self._waiting[loop]
 
     def _run(self) -> None:
         waiting: list[_Write] = []
@@ -245,7 +269,7 @@ class Writer:
                     with self._alone(write):
                         write.result = change(self._connection)
         if bookings:
-            self._book(bookings)
+            self._ledger.book(bookings)
         for some in runs(appends):
             self._append(self._unless_erased(some))
 
@@ -287,49 +311,6 @@ class Writer:
             return IdempotencyConflict(f"idempotency key {from_text(key[1])!r} of task {from_text(key[0])!r} is taken")
         return StoreError(f"request {from_text(values['request_id'])!r} does not fit the table of Records")
 
-    def _book(self, some: Sequence[tuple[_Write, Booking]]) -> None:
-        try:
-            books = self._load(some)
-        except StoreCorrupt as error:
-            if len(some) == 1:
-                some[0][0].error = error
-            else:  # a damaged row is the trouble of those who need it
-                for one in some:
-                    self._book([one])
-            return
-        for write, booking in some:
-            try:
-                booking.act(books)
-            except ApprenticeError as error:
-                write.error = error
-        self._save(books)
-
-    def _load(self, some: Sequence[tuple[_Write, Booking]]) -> Books:
-        entries: dict[str, Entry] = {}
-        attempts = [booking.attempt_id for _, booking in some]
-        try:
-            for row in fetch_where(self._connection, f"SELECT {LEDGER_COLUMNS} FROM ledger WHERE attempt_id", attempts):
-                entry = read_entry(row)
-                entries[entry.hold.attempt_id] = entry
-            windows = {window for _, booking in some for window in booking.windows}
-            windows.update(window for entry in entries.values() for window in entry.hold.windows)
-            return Books(entries, amounts_of(self._connection, [ALL_WINDOWS, *windows]))
-        except (ValueError, TypeError) as error:
-            raise StoreCorrupt(f"{self._path}: damaged row in the ledger: {error}") from error
-
-    def _save(self, books: Books) -> None:
-        rows = [entry_row(books.entries[attempt]) for attempt in books.changed_entries]
-        for some in runs(rows):
-            insert(self._connection, "ledger", LEDGER_COLUMNS, some, _ENTRY_AGAIN)
-        new = books.changed_windows - books.known_windows
-        if new:
-            books.amounts.setdefault(ALL_WINDOWS, Amount()).spent += len(new)
-            books.changed_windows.add(ALL_WINDOWS)
-        amounts = [(window, books.amounts[window]) for window in sorted(books.changed_windows)]
-        rows = [(to_text(window), amount.spent, amount.held, amount.seal(window)) for window, amount in amounts]
-        for some in runs(rows):
-            insert(self._connection, "windows", "key, spent, held, seal", some, _WINDOW_AGAIN)
-
     @contextlib.contextmanager
     def _alone(self, write: _Write) -> Iterator[None]:
         """What fails inside is undone, and is the trouble of this write only; unless the whole transaction is gone."""
@@ -346,6 +327,7 @@ class Writer:
     def _fail_all(self, writes: Sequence[_Write], error: Exception, *, committing: bool = False) -> None:
         # Named before anything else is asked of the connection, which forgets the system's error then.
         known = self._translated(error)
+        self._ledger.forget()
         code = getattr(error, "extendedresult", 0)
         lost = isinstance(error, apsw.IOError) and not isinstance(known, StoreFull) and committing
         if lost or code in FSYNC_CODES or isinstance(known, StoreCorrupt):
@@ -375,6 +357,88 @@ class Writer:
             known = self._translated(error)
             if not isinstance(known, StoreBusy | StoreFull):  # those leave the log as it is; the next one tries again
                 self._broken = f"{self._path}: no more writes since a checkpoint failed: {known}"
+
+
+class _Ledger:
+    """The rows of the ledger that bookings need, from one transaction to the next.
+
+    What the last ones used is as it is in the file, unless another connection has committed since: SQLite tells, and under
+    the write lock nobody can come between.
+    """
+
+    def __init__(self, path: Path, connection: apsw.Connection) -> None:
+        self._path = path
+        self._connection = connection
+        self._books = Books({}, {})
+        self._rows: set[str] = set()  # windows that have a row
+        self._as_of: int | None = None  # the state of the file that they are of; None: of none
+
+    def forget(self) -> None:
+        """Read everything anew the next time: the transaction is undone, or nobody knows."""
+        self._as_of = None
+
+    def book(self, some: Sequence[tuple[_Write, Booking]]) -> None:
+        """Within a transaction, do what was booked; who cannot have it gets the error."""
+        as_of = fetch(self._connection, "PRAGMA data_version")[0][0]
+        if as_of != self._as_of or len(self._books.entries) + len(self._rows) > KEPT:
+            self._books, self._rows, self._as_of = Books({}, {}), set(), as_of
+        self._book(some)
+
+    def _book(self, some: Sequence[tuple[_Write, Booking]]) -> None:
+        try:
+            self._load([booking for _, booking in some])
+        except StoreCorrupt as error:
+            if len(some) == 1:
+                some[0][0].error = error
+            else:  # a damaged row is the trouble of those who need it
+                for one in some:
+                    self._book([one])
+            return
+        known = set(self._books.entries)  # what has a row
+        for write, booking in some:
+            try:
+                booking.act(self._books)
+            except ApprenticeError as error:
+                write.error = error
+        self._save(known)
+
+    def _load(self, some: Sequence[Booking]) -> None:
+        entries, amounts = self._books.entries, self._books.amounts
+        attempts = [booking.attempt_id for booking in some if booking.attempt_id not in entries]
+        windows = set().union(*{booking.windows for booking in some})
+        try:
+            rows = fetch_where(self._connection, f"SELECT {LEDGER_COLUMNS} FROM ledger WHERE attempt_id", attempts)
+            read = [read_entry(row) for row in rows]
+            windows.update(*(entry.hold.windows for entry in read))
+            if new := windows - amounts.keys():
+                found = amounts_of(self._connection, [ALL_WINDOWS, *new])
+                amounts.update(found)
+                self._rows.update(found)
+            entries.update((entry.hold.attempt_id, entry) for entry in read)
+        except (ValueError, TypeError) as error:
+            raise StoreCorrupt(f"{self._path}: damaged row in the ledger: {error}") from error
+
+    def _save(self, known: set[str]) -> None:
+        books = self._books
+        rows = [entry_row(books.entries[attempt]) for attempt in books.changed_entries - known]
+        for some in runs(rows):
+            insert(self._connection, "ledger", LEDGER_COLUMNS, some)
+        ended = [books.entries[attempt] for attempt in books.changed_entries & known]
+        rows = [(to_text(entry.hold.attempt_id), entry.state, entry.cost, entry.seal) for entry in ended]
+        for some in runs(rows):
+            update(self._connection, _END, some)
+        new = books.changed_windows - self._rows
+        if new:
+            books.amounts.setdefault(ALL_WINDOWS, Amount()).spent += len(new)
+            books.changed_windows.add(ALL_WINDOWS)
+        amounts = [(window, books.amounts[window]) for window in sorted(books.changed_windows)]
+        rows = [(to_text(window), amount.spent, amount.held, amount.seal(window)) for window, amount in amounts]
+        for some in runs(rows):
+            insert(self._connection, "windows", "key, spent, held, seal", some, _WINDOW_AGAIN)
+        self._rows |= books.changed_windows
+        self._books = Books(
+            {name: entry for name, entry in books.entries.items() if entry.state == "held"}, books.amounts
+        )
 
 
 def _fail(writes: Sequence[_Write], error: ApprenticeError) -> None:
@@ -418,9 +482,17 @@ def fetch_where(connection: apsw.Connection, sql: str, keys: Sequence[str]) -> I
 
 
 def insert(connection: apsw.Connection, table: str, columns: str, rows: Sequence[Row], conflict: str = "") -> None:
-    places = ", ".join([f"({_places(len(rows[0]))})"] * len(rows))
-    sql = f"INSERT INTO {table} ({columns}) VALUES {places} {conflict}"
-    connection.execute(sql, [value for row in rows for value in row])
+    update(connection, f"INSERT INTO {table} ({columns}) VALUES {{}} {conflict}", rows)
+
+
+def update(connection: apsw.Connection, sql: str, rows: Sequence[Row]) -> None:
+    """The statement, with the rows as VALUES between its braces."""
+    connection.execute(sql.format(_row_places(len(rows), len(rows[0]))), tuple(chain.from_iterable(rows)))
+
+
+@lru_cache(maxsize=256)  # a text for each table and size of a run
+def _row_places(rows: int, values: int) -> str:
+    return ", ".join([f"({_places(values)})"] * rows)
 
 
 def _places(number: int) -> str:

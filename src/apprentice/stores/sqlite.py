@@ -1,7 +1,8 @@
 """One SQLite file: the store of one machine, for any number of processes on it.
 
 Every write goes through one thread, which puts all writes that wait at that moment into one transaction and lets their
-callers go after the commit (an fsync costs 0.2 to 4 ms; a hundred requests share it). Reads have their own connection.
+callers go after the commit (an fsync costs 0.2 to 4 ms; a hundred requests share it). Reads have their own connection, and
+a thread for those that take a while.
 
 Write-ahead log with `synchronous=FULL`: what a call has returned survives a power cut. Every transaction begins as
 `BEGIN IMMEDIATE`, so that none ever has to upgrade from reading to writing (`SQLITE_BUSY_SNAPSHOT`, which no time-out
@@ -17,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +28,7 @@ from typing import Literal
 
 import apsw
 
-from apprentice.errors import StoreCorrupt, StoreError, StoreFull
+from apprentice.errors import StoreBusy, StoreCorrupt, StoreError, StoreFull
 from apprentice.stores import (
     APPLICATION_ID,
     BATCH_COLUMNS,
@@ -123,13 +125,16 @@ class SqliteStore:
     def __init__(self, path: Path, turn: int, writes: apsw.Connection, reads: apsw.Connection, wait: Seconds) -> None:
         self._path = path
         self._reads = reads
+        self._wait = wait
+        self._reading = threading.Lock()  # one reads at a time
+        self._live: tuple[list[Row], list[Version]] = [], []  # who serves: the rows, and what they say
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="apprentice-read")
         self._writer = Writer(path, turn, writes, wait)
 
     async def close(self) -> None:
         """Finish what waits, and close the file. Calls after it raise StoreError."""
         if self._writer.close():
-            await asyncio.get_running_loop().run_in_executor(self._reader, self._reads.close)
+            await asyncio.get_running_loop().run_in_executor(self._reader, self._end_reading)
             self._reader.shutdown(wait=False)
         await self._writer.end()
 
@@ -141,20 +146,20 @@ class SqliteStore:
 
     async def changes(self, after: int) -> Changes:
         """Evidence of every task with a number above `after`, in order; promotions since then; champions and modes of today."""
-        evidence, since = [], after
-        while True:
-            page = await self._read(partial(_changes, after=after, since=since))
+        page = await self._glance(partial(self._changes, after=after, since=after, limit=PAGE))
+        evidence, limit = page.evidence, PAGE
+        while len(page.evidence) == limit:
+            limit = 16 * PAGE
+            page = await self._read(partial(self._changes, after=evidence[-1].seq, since=after, limit=limit))
             evidence += page.evidence
-            if len(page.evidence) < 16 * PAGE:
-                return page._replace(evidence=evidence)
-            after = page.evidence[-1].seq
+        return page._replace(evidence=evidence)
 
     async def record(self, request_id: str) -> Record | None:
-        return await self._read(partial(_one_record, where="request_id = ?", values=(to_text(request_id),)))
+        return await self._glance(partial(_one_record, where="request_id = ?", values=(to_text(request_id),)))
 
     async def record_by_key(self, task: str, idempotency_key: str) -> Record | None:
         values = (to_text(task), to_text(idempotency_key))
-        return await self._read(partial(_one_record, where="task = ? AND idempotency_key = ?", values=values))
+        return await self._glance(partial(_one_record, where="task = ? AND idempotency_key = ?", values=values))
 
     async def records(
         self, task: str, *, after: int = 0, limit: int | None = None, labelled: bool = False, newest: bool = False
@@ -397,15 +402,55 @@ class SqliteStore:
     async def _read[T](self, act: Callable[[apsw.Connection], T]) -> T:
         if self._writer.closed:
             raise StoreError(f"{self._path}: the store is closed")
-        return await asyncio.get_running_loop().run_in_executor(self._reader, self._reading, act)
+        return await asyncio.get_running_loop().run_in_executor(self._reader, self._read_long, act)
 
-    def _reading[T](self, act: Callable[[apsw.Connection], T]) -> T:
+    async def _glance[T](self, act: Callable[[apsw.Connection], T]) -> T:
+        """A read of few rows on the caller's own thread, in less time than the way to the other one and back.
+
+        It never waits: a writer does not stand in a reader's way. Where somebody else reads, or the whole file is locked (it
+        is being closed, or put in order after a crash), the other thread does it, like any long read.
+        """
+        if not self._writer.closed and self._reading.acquire(blocking=False):
+            try:
+                return self._ask(act)
+            except StoreBusy:
+                pass
+            finally:
+                self._reading.release()
+        return await self._read(act)
+
+    def _read_long[T](self, act: Callable[[apsw.Connection], T]) -> T:
+        with self._reading:
+            self._reads.set_busy_timeout(int(self._wait * 1000))
+            try:
+                return self._ask(act)
+            finally:
+                self._reads.set_busy_timeout(0)
+
+    def _end_reading(self) -> None:
+        with self._reading:
+            self._reads.close()
+
+    def _ask[T](self, act: Callable[[apsw.Connection], T]) -> T:
         try:
             return act(self._reads)
         except apsw.Error as error:
             raise translated(error, self._path, self._reads.system_errno) from error
         except (ValueError, TypeError) as error:  # what was written as text or JSON no longer is
             raise StoreCorrupt(f"{self._path}: damaged row: {error}") from error
+
+    def _changes(self, connection: apsw.Connection, after: int, since: int, limit: int) -> Changes:
+        # The limit stands in the text: with one for a question mark, SQLite prepares the statement anew each time.
+        sql = f"SELECT {EVIDENCE_COLUMNS} FROM records WHERE seq > ? ORDER BY seq LIMIT {limit}"
+        page = [read_evidence(row) for row in fetch(connection, sql, (after,))]
+        promotions = _promotions(connection, "after >= ?", (since,))
+        live = fetch(connection, _LIVE)
+        if live != self._live[0]:  # nearly every time they are as they were
+            self._live = live, [read_version(row) for row in live]
+        champions = {version.task: version for version in self._live[1] if version.state == "champion"}
+        canaries = {version.task: version for version in self._live[1] if version.state == "canary"}
+        modes = fetch(connection, "SELECT task, mode, until, at FROM modes")
+        return Changes(page, promotions, champions, dict(read_mode(*row) for row in modes), canaries)
 
 
 # --- what runs inside the writer's transaction
@@ -530,15 +575,9 @@ def _is_current(connection: apsw.Connection, lease: Lease) -> bool:
 # --- reading
 
 
-def _changes(connection: apsw.Connection, after: int, since: int) -> Changes:
-    sql = f"SELECT {EVIDENCE_COLUMNS} FROM records WHERE seq > ? ORDER BY seq LIMIT ?"
-    page = [read_evidence(row) for row in fetch(connection, sql, (after, 16 * PAGE))]
-    promotions = _promotions(connection, "after >= ?", (since,))
-    live = _versions(connection, "state IN ('champion', 'canary')", ())
-    champions = {version.task: version for version in live if version.state == "champion"}
-    canaries = {version.task: version for version in live if version.state == "canary"}
-    modes = fetch(connection, "SELECT task, mode, until, at FROM modes")
-    return Changes(page, promotions, champions, dict(read_mode(*row) for row in modes), canaries)
+_LIVE = " UNION ALL ".join(  # each by its own index
+    f"SELECT {VERSION_COLUMNS} FROM versions WHERE state = '{state}'" for state in ("champion", "canary")
+)
 
 
 def _promotions(connection: apsw.Connection, where: str, values: Row) -> list[Promotion]:
@@ -625,7 +664,7 @@ def _create(path: Path) -> int:
 def _connect(path: Path, wait: Seconds, *, reads: bool = False) -> apsw.Connection:
     connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
     try:
-        connection.set_busy_timeout(int(wait * 1000))
+        connection.set_busy_timeout(0 if reads else int(wait * 1000))
         connection.pragma("cell_size_check", True)
         if reads:
             connection.pragma("query_only", True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -701,6 +701,19 @@ async def a_cancelled_caller_spoils_nothing(build: Build, path: Path) -> None:
         _true({f"r{number}" for number in range(1, 50, 2)} | {"after"} <= set(found), "recorded Records are there")
 
 
+async def a_hold_of_a_cancelled_caller_can_be_given_back(build: Build, path: Path) -> None:
+    async with _open(build, path) as store:
+        for number in range(80):
+            call = asyncio.ensure_future(store.reserve(a_hold(f"a{number}", 1), []))
+            for _ in range(number % 4):  # cancelled before it begins, or later and later
+                await asyncio.sleep(0)
+            call.cancel()
+            with suppress(StoreError):  # never reserved
+                await store.settle(f"a{number}", 0, state="released")
+            await asyncio.wait([call])
+        _same(await store.spent(["total"]), {"total": 0}, "what was spent by callers who went away")
+
+
 async def a_closed_store_says_so(build: Build, path: Path) -> None:
     async with _open(build, path) as store:
         append = asyncio.ensure_future(store.append(a_record("r1")))
@@ -742,6 +755,7 @@ CHECKS: tuple[Check, ...] = (
     spending_adds_up_to_the_windows,
     a_cap_holds_for_all_who_share_the_store,
     a_cancelled_caller_spoils_nothing,
+    a_hold_of_a_cancelled_caller_can_be_given_back,
     a_closed_store_says_so,
 )
 """Every check, by the name of its promise."""

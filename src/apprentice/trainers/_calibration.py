@@ -12,9 +12,9 @@ from apprentice.types import Json
 
 try:
     import numpy as np
-    from sklearn.isotonic import IsotonicRegression
+    from scipy.optimize import isotonic_regression
 except ModuleNotFoundError as error:
-    raise MissingExtra("numpy" if error.name == "numpy" else "scikit-learn", "embedded") from error
+    raise MissingExtra("scikit-learn" if error.name == "scipy" else "numpy", "embedded") from error
 
 type _Rule = Callable[[Any, Any, Any], Table]  # raw confidences, whether they were right, weights
 
@@ -72,7 +72,10 @@ def _isotonic(raw: Any, right: Any, weights: Any) -> Table:
     One right answer without confidence and one wrong one with all of it are added: nothing is ever certain.
     """
     raw, right, weights = np.append(raw, [0, 1]), np.append(right, [1, 0]), np.append(weights, [1, 1])
-    levels, block = np.unique(IsotonicRegression().fit(raw, right, weights).predict(raw).round(9), return_inverse=True)
+    place = np.unique(raw, return_inverse=True)[1]  # rows of one confidence are one
+    mass = np.bincount(place, weights)
+    rising = isotonic_regression(np.bincount(place, weights * right) / mass, weights=mass).x
+    levels, block = np.unique(rising[place].round(9), return_inverse=True)
     centres = np.bincount(block, weights * raw) / np.bincount(block, weights)
     some = np.unique(np.linspace(0, len(levels) - 1, _ROWS).round().astype(int))
     levels, centres = levels[some], centres[some]

@@ -1,0 +1,204 @@
+"""What the store keeps in memory is what is in the file, and nobody waits on the loop of others."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import apsw
+import pytest
+
+from apprentice.errors import BudgetExhausted, BudgetHeld, StoreBusy, StoreError, StoreFull
+from apprentice.stores import RECORD_COLUMNS, record_row
+from apprentice.stores.sqlite import build
+from apprentice.testing.stores import HOSTILE, a_hold, a_record
+from apprentice.types import Cap
+from tests.stores.test_sqlite import Disk
+
+WINDOWS = ("total", "day:2026-11-21")
+CAPS = [Cap(window="total", limit=100)]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "store.db"
+
+
+# --- the ledger, of which each process remembers a part
+
+
+async def test_what_another_process_booked_counts_from_then_on(path: Path) -> None:
+    one, other = build(path), build(path)
+    await one.reserve(a_hold("a", 60, WINDOWS), CAPS)
+    await one.reserve(a_hold("nothing", 0, WINDOWS), CAPS)
+    with pytest.raises(BudgetHeld):
+        await other.reserve(a_hold("b", 41, WINDOWS), CAPS)
+    await other.settle("a", 30, state="settled")
+    await one.reserve(a_hold("b", 70, WINDOWS), CAPS)
+    await other.settle("b", 70, state="settled")
+    await one.settle("a", 5, state="settled")  # it is over: the second end changes nothing
+    with pytest.raises(BudgetExhausted):
+        await one.reserve(a_hold("c", 1, WINDOWS), CAPS)
+    assert await one.spent(WINDOWS) == await other.spent(WINDOWS) == dict.fromkeys(WINDOWS, 100)
+    await other.reserve(a_hold("d", 1, ["day:2026-11-22"]), [])  # a new window: it looks whether none is missing
+    await one.close()
+    await other.close()
+
+
+async def test_what_was_undone_is_not_remembered(path: Path) -> None:
+    disk = Disk()
+    try:
+        store = build(path)
+        await store.reserve(a_hold("a", 60, WINDOWS), CAPS)
+        disk.fail = lambda act, _: apsw.FullError() if act == "write" else None
+        ends = [store.settle("a", 10, state="settled"), store.reserve(a_hold("b", 40, WINDOWS), CAPS)]
+        failed = await asyncio.gather(*ends, return_exceptions=True)
+        assert [type(error) for error in failed] == [StoreFull] * 2
+        disk.fail = lambda _act, _name: None
+        assert await store.spent(WINDOWS) == dict.fromkeys(WINDOWS, 60)
+        await store.reserve(a_hold("b", 40, WINDOWS), CAPS)
+        await store.settle("a", 10, state="settled")
+        assert await store.spent(WINDOWS) == dict.fromkeys(WINDOWS, 50)
+        await store.close()
+    finally:
+        disk.unregister()
+
+
+async def test_a_call_in_more_windows_than_are_remembered_is_booked_in_all(path: Path) -> None:
+    store = build(path)
+    windows = tuple(f"task:t{number}/total" for number in range(11_000))
+    await store.reserve(a_hold("a", 60, windows), [])
+    await store.settle("a", 1, state="settled")
+    assert await store.spent(windows) == dict.fromkeys(windows, 1)
+    await store.close()
+
+
+# --- waiting
+
+
+async def test_each_write_waits_its_own_time_for_another_process(path: Path) -> None:
+    store, loop = build(path, wait=0.2), asyncio.get_running_loop()
+    other = apsw.Connection(str(path))
+    other.execute("BEGIN IMMEDIATE")
+
+    async def waited(number: int) -> float:
+        await asyncio.sleep(number * 0.07)
+        before = loop.time()
+        with pytest.raises(StoreBusy):
+            await store.append(a_record(f"r{number}"))
+        return loop.time() - before
+
+    assert min(await asyncio.gather(*[waited(number) for number in range(4)])) >= 0.2
+    other.execute("ROLLBACK")
+    other.close()
+    await store.append(a_record("in time"))
+    assert [record.request_id for _, record in await store.records("sort")] == ["in time"]
+    await store.close()
+
+
+class LockedDisk(apsw.VFS):
+    """The disk of this machine, on which nobody new gets to read a file while it is `locked`."""
+
+    def __init__(self) -> None:
+        self.locked = False
+        self.refused: list[int] = []  # the threads
+        super().__init__("locked", "unix", makedefault=True)
+
+    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> LockedFile:
+        return LockedFile(self, name, flags)
+
+
+class LockedFile(apsw.VFSFile):
+    def __init__(self, disk: LockedDisk, name: str | apsw.URIFilename | None, flags: list[int]) -> None:
+        self.disk = disk
+        super().__init__("unix", name, flags)
+
+    def xLock(self, level: int) -> None:
+        if self.disk.locked:
+            self.disk.refused.append(threading.get_ident())
+            raise apsw.BusyError("scripted")
+        super().xLock(level)
+
+    def excepthook(self, *_: object) -> bool:
+        """The error is raised again at the caller's; it need not be printed here as well."""
+        return True
+
+
+@pytest.fixture
+def disk() -> Iterator[LockedDisk]:
+    disk = LockedDisk()
+    yield disk
+    disk.unregister()
+
+
+async def test_a_short_read_of_a_locked_file_lets_the_loop_go_on(path: Path, disk: LockedDisk) -> None:
+    store = build(path, wait=5.0)
+    await store.append(a_record("r1"))
+    disk.locked = True
+    reading = asyncio.ensure_future(store.record("r1"))
+    while len(disk.refused) < 4:
+        await asyncio.sleep(0)
+    disk.locked = False
+    assert disk.refused.count(threading.get_ident()) == 1  # it is tried again, but not by the thread of this loop
+    assert await reading == a_record("r1")
+    await store.close()
+
+
+async def test_short_and_long_reads_of_several_loops_are_all_answered(path: Path) -> None:
+    store = build(path)
+    await asyncio.gather(*[store.append(a_record(f"r{number}", idempotency_key=f"k{number}")) for number in range(50)])
+    answered: list[int] = []
+
+    async def read() -> None:
+        for number in range(8):
+            long, short, kept = await asyncio.gather(
+                store.records("sort"), store.record(f"r{number}"), store.record_by_key("sort", f"k{number}")
+            )
+            changes = await store.changes(40)
+            assert len(long) == 50
+            assert short == kept == long[number][1]
+            assert [row.seq for row in changes.evidence] == list(range(41, 51))
+            answered.append(number)
+
+    threads = [threading.Thread(target=lambda: asyncio.run(read())) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    await read()
+    for thread in threads:
+        thread.join()
+    assert len(answered) == 4 * 8
+    await store.close()
+
+
+async def test_all_evidence_is_found_however_much_there_is(path: Path) -> None:
+    store = build(path)
+    for number in (256, 9):  # a page of the first read is full, and then there is more
+        before = len((await store.changes(0)).evidence)
+        await asyncio.gather(*[store.append(a_record(f"r{before + one}")) for one in range(number)])
+        assert [row.seq for row in (await store.changes(0)).evidence] == list(range(1, before + number + 1))
+        assert [row.seq for row in (await store.changes(before)).evidence] == list(
+            range(before + 1, before + number + 1)
+        )
+    await store.close()
+
+
+# --- how a Record is written
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_record_is_written_as_the_json_of_all_its_fields(text: str) -> None:
+    record = a_record(text, input={text: [text, {text: text}]}, tags={text: text}, error=text)
+    body = dict(zip(RECORD_COLUMNS.split(", "), record_row(record), strict=True))["body"]
+    assert isinstance(body, str)
+    assert body.isascii()
+    assert json.loads(body) == json.loads(json.dumps(record.model_dump(mode="python")))
+
+
+def test_a_record_without_an_end_is_an_error() -> None:
+    endless: list[object] = []
+    endless.append(endless)
+    with pytest.raises(StoreError, match="JSON"):
+        record_row(a_record("r1", input=endless))
