@@ -15,6 +15,7 @@ import contextlib
 import inspect
 import os
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial, wraps
 from pathlib import Path
@@ -728,4 +729,14 @@ def new_id() -> str:
     Those that are made one after the other lie beside each other in an index, which is much less to write than all over it
     (as in UUIDs of version 7, RFC 9562); 80 bits are chance.
     """
-    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
+    try:
+        chance = _chance.pop()
+    except IndexError:
+        drawn = os.urandom(10 * 512).hex()
+        _chance.extend(drawn[at : at + 20] for at in range(20, len(drawn), 20))
+        chance = drawn[:20]
+    return f"{time.time_ns() // 1_000_000:012x}{chance}"
+
+
+_chance: deque[str] = deque()  # drawn for many ids at once: each draw gives the interpreter away
+os.register_at_fork(after_in_child=_chance.clear)

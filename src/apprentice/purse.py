@@ -64,6 +64,7 @@ class Purse:
         self._latest: Seconds = 0.0  # the latest moment seen: a clock that goes back must not re-open a window
         self._means: dict[str, float] = {}  # micro-dollars that an answer to a request costs, by task
         self._audits: dict[str, Mapping[str, Micros]] = {}  # what is kept back for audits, by task and window
+        self._looked = False  # at the configuration's file, in this turn of the event loop: requests come many at once
         self._said: set[str] = set()  # keys of events that need not be said again
         self._unseen: Micros = 0  # spent by this process since the caps were looked at
         self._days: dict[str, _Day] = {}  # by task, the last one that was asked for
@@ -106,7 +107,10 @@ class Purse:
         BudgetHeld, BudgetExhausted. A caller who goes away meanwhile leaves no hold behind.
         """
         loop = asyncio.get_running_loop()
-        await self.follow()
+        if not self._looked:
+            self._looked = True
+            loop.call_soon(self._look_again)
+            await self.follow()
         patience = loop.time() + self.budget.wait
         until = patience if until is None else min(until, patience)
         if not self._line.locked():
@@ -132,6 +136,9 @@ class Purse:
                 await self._wait(min(_LOOK, until - loop.time()))
         finally:
             self._line.release()
+
+    def _look_again(self) -> None:
+        self._looked = False
 
     async def follow(self) -> None:
         """Take over what was changed in the `budget` sections of the configuration's file since it was read.

@@ -8,7 +8,6 @@ import os
 import resource
 import secrets
 import socket
-import sys
 from pathlib import Path
 from types import FrameType
 
@@ -145,5 +144,3 @@ def _calm() -> None:
     """Fewer, shorter pauses: what is loaded at the start stays, and most objects of a request die young."""
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
-    # The thread that writes needs the interpreter again after each statement, and a busy event loop keeps it for 5 ms.
-    sys.setswitchinterval(0.0005)

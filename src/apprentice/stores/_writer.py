@@ -98,8 +98,9 @@ class Writer:
         self._turn = turn
         self._connection = connection
         self._wait = wait
-        self._inbox: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
-        self._gate = threading.Lock()  # guards `closed` with the inbox, and `begun` with `done`
+        self._inbox: queue.SimpleQueue[list[_Write] | None] = queue.SimpleQueue()
+        self._new: dict[asyncio.AbstractEventLoop, list[_Write]] = {}  # not yet in the inbox
+        self._gate = threading.Lock()  # guards `closed` and `_new` with the inbox, and `begun` with `done`
         self._broken: str | None = None
         self._log_pages = 0
         self._ledger = _Ledger(path, connection)
@@ -115,7 +116,10 @@ class Writer:
         with self._gate:
             if self.closed:
                 raise StoreError(f"{self._path}: the store is closed")
-            self._inbox.put(write)
+            new = self._new.setdefault(loop, [])
+            new.append(write)
+        if len(new) == 1:
+            loop.call_soon(self._hand_over, loop)
         waiting = self._waiting.get(loop)
         if waiting is None:
             waiting = self._watch(loop)
@@ -125,12 +129,22 @@ class Writer:
         finally:
             waiting.discard(write)
 
+    def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Give the thread what was submitted in this turn of the loop. One by one, each would wake it, and it would fight with
+        the loop for the interpreter."""
+        with self._gate:
+            if (new := self._new.pop(loop, None)) is not None:
+                self._inbox.put(new)
+
     def close(self) -> bool:
         """Tell the thread to end after what waits. False if somebody has told it before."""
         with self._gate:
             if self.closed:
                 return False
             self.closed = True
+            for new in self._new.values():
+                self._inbox.put(new)
+            self._new.clear()
             self._inbox.put(None)
             return True
 
@@ -197,10 +211,10 @@ class Writer:
         """Add what has come in; sleep only if nothing waits. True when the last has come."""
         with contextlib.suppress(queue.Empty):
             while len(waiting) < GROUP and not ending:
-                write = self._inbox.get(block=not waiting)
-                if write is None:
+                writes = self._inbox.get(block=not waiting)
+                if writes is None:
                     return True
-                waiting.append(write)
+                waiting += writes
         return ending
 
     def _serve(self, waiting: list[_Write]) -> None:
