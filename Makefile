@@ -1,6 +1,8 @@
 # `make demo` and `make test` set everything up by themselves: a virtual environment in .venv, from locked requirements.
 .PHONY: demo test slow check format lint types imports docs examples lock clean
 VENV := .venv
+# Compiled modules are kept: the tests start hundreds of processes, and each would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
