@@ -95,7 +95,7 @@ def test_without_a_redactor_nothing_is_changed_but_the_subject() -> None:
     assert veil.tags({"subject": "ann", "channel": "mail"}) == {"subject": digest("ann"), "channel": "mail"}
 
 
-async def test_a_long_text_is_read_in_a_thread_and_a_short_one_is_not_worth_it() -> None:
+async def test_a_redactor_reads_the_input_in_a_thread() -> None:
     readers: list[int] = []
 
     def note(text: str) -> list[Finding]:
@@ -105,9 +105,8 @@ async def test_a_long_text_is_read_in_a_thread_and_a_short_one_is_not_worth_it()
     short, long = ["Ann wrote"], ["Ann wrote " * 1000]
     here = threading.get_ident()
     assert (await privacy.veil_for(note, short)).hide(short) == ["<NAME_1> wrote"]
-    assert readers == [here]
     assert (await privacy.veil_for(note, long)).hide(long) == ["<NAME_1> wrote " * 1000]
-    assert len(readers) == 2 and readers[1] != here
+    assert len(readers) == 2 and here not in readers
     assert not await privacy.veil_for(None, long)
 
 

@@ -254,6 +254,8 @@ def test_usual_values_are_seen_to_be_good_at_a_glance_and_others_never_are() -> 
     good = {"text": "é", "kind": "x", "rows": [{"share": 0.5, "flag": True}]}
     glance = schemas._glance_of(shorthand, schema, texts=True)
     assert glance(good) and glance(good | {"n": None, "rows": []}) and not glance(good | {"n": True})
+    odd: Json = {"\ud800": "str"}
+    assert not schemas._glance_of(odd, schemas.compiled(odd, output=True)[0], texts=False)({"\ud800": "a"})
     full = {"type": "object", "properties": {"text": {"type": "string"}}}
     assert not schemas._glance_of(full, full, texts=False)({"text": "words"})  # its keywords may ask for anything
 

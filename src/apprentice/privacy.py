@@ -16,9 +16,6 @@ from apprentice.stores import digest
 from apprentice.types import Answer, Json, Record, Redactor, Score
 
 SUBJECT = "subject"  # the tag that says whom a request is about
-# Characters that are read where the request is: `patterns` takes about a millisecond for them, and an interpreter that is
-# busy is not taken from a thread for five. For less, the way to a thread and back costs more than it gives the others.
-_SHORT = 2_000
 _PLACEHOLDER = re.compile(r"<[A-Z][A-Z0-9_]*_[0-9]+>")
 
 
@@ -118,14 +115,12 @@ NO_VEIL = Veil(None)
 
 
 async def veil_for(redactor: Redactor | None, input: Json) -> Veil:
-    """For one request, with its input in it. A long text is read in a thread, so that others are answered meanwhile."""
+    """For one request, with its input in it. It is read in a thread, so that others are answered meanwhile: how long a redactor
+    takes is its own affair, and thousands of short texts take as long as one that is long."""
     if redactor is None:
         return NO_VEIL
     veil = Veil(redactor)
-    if sum(map(len, _texts(input))) <= _SHORT:
-        veil.hide(input)
-    else:
-        await asyncio.to_thread(veil.hide, input)
+    await asyncio.to_thread(veil.hide, input)
     return veil
 
 

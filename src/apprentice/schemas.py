@@ -367,7 +367,7 @@ def _glance(schema: Mapping[str, Json], depth: int) -> _Glance:
 
 
 def _object_glance(properties: Mapping[str, Mapping[str, Json]], depth: int) -> _Glance:
-    fields = {name: _glance(field, depth) for name, field in properties.items()}
+    fields = {name: _glance(field, depth) for name, field in properties.items() if unsound(name) is None}
     required = {name for name, field in properties.items() if not _may_be_null(field)}
 
     def fits(value: Json) -> bool:

@@ -249,6 +249,8 @@ async def test_without_keys_whoever_reaches_it_may_do_everything_but_no_web_page
     async with serving(keyless=True) as live, without_key(live) as client:
         assert (await client.get("/v1/status")).status_code == 200
         assert (await client.post(CHAT, json=chat())).status_code == 200
+        for strange in ("http://[", "null", "http://"):
+            assert (await client.get("/healthz", headers={"origin": strange})).status_code == 403
         evil = {"origin": "http://evil.example"}
         assert (await client.post(CHAT, json=chat(), headers=evil)).status_code == 403
         plain = {"content-type": "text/plain"}

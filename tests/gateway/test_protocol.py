@@ -111,6 +111,7 @@ REFUSED = {
     "pieces twice": POST + "Transfer-Encoding: chunked\r\n" + CHUNKED + "0\r\n\r\n",
     "nearly pieces": POST + "Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
     "pieces behind a tab": POST + "Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
+    "pieces before a tab": POST + "Transfer-Encoding: chunked\t\r\n\r\n0\r\n\r\n",
     "pieces in HTTP/1.0": POST.replace("1.1", "1.0") + CHUNKED + "0\r\n\r\n",
     "a space before the colon": POST + "Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
     "a folded line": GET + "X-A: b\r\n c\r\n\r\n",
@@ -151,6 +152,12 @@ BROKEN = {
 async def test_a_head_that_can_be_read_in_two_ways_is_a_400_and_the_last_word(place: Place) -> None:
     for name, request in REFUSED.items():
         assert (name, await place.say(request + NEXT), place.paths) == (name, ["400"], [])
+
+
+async def test_white_space_around_a_value_is_no_part_of_it(place: Place) -> None:
+    chunked = "Transfer-Encoding: chunked \r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+    assert await place.say(POST + "X-A: \tb c \t\r\n" + chunked + NEXT) == ["200", "200"]
+    assert place.seen[0].body == b"hello" and place.seen[0].headers[b"x-a"] == b"b c"
 
 
 async def test_a_broken_piece_of_a_body_is_a_400_and_the_last_word(place: Place) -> None:

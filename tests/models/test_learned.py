@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 
 import pytest
 
@@ -79,3 +80,25 @@ async def test_a_request_that_was_given_up_before_its_turn_is_not_computed() -> 
         await tasks[0]
     assert await asked(student, ["later"]) == ["later"]
     assert sorted(map(str, computed)) == sorted([*map(str, range(_AT_ONCE + 1)), "later"])
+
+
+async def test_a_panic_of_a_library_reaches_whoever_asked_and_stops_nothing() -> None:
+    class Panic(BaseException):
+        """As the libraries that are written in Rust raise."""
+
+    def compute(given: Json) -> Json:
+        if given == "odd":
+            raise Panic
+        return given
+
+    student = Student(compute)
+    for _ in range(2 * _AT_ONCE):
+        with pytest.raises(Panic):
+            await student.answer(TASK, "odd")
+    assert await asked(student, ["even"]) == ["even"]
+
+
+async def test_what_is_known_of_the_caller_is_known_where_the_answer_is_computed() -> None:
+    span = ContextVar("span", default="none")
+    span.set("open")
+    assert await asked(Student(lambda _: span.get()), ["text"]) == ["open"]

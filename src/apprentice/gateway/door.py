@@ -12,7 +12,6 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
@@ -131,7 +130,7 @@ class Door:
         if name not in self._names:
             return Refusal(421, "wrong_host", "this gateway is not called so", hint="apprentice serve --name NAME")
         for origin in heads.all(b"origin"):
-            own = urlsplit(origin).netloc.lower() == hosts[0].lower() and origin.startswith(("http://", "https://"))
+            own = origin.lower() in (f"{scheme}://{hosts[0].lower()}" for scheme in ("http", "https"))
             if not own and origin.lower().rstrip("/") not in self._settings.origins:
                 return Refusal(403, "wrong_origin", "web pages of other places may not call this gateway")
         if self.closing:

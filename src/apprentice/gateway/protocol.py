@@ -61,6 +61,10 @@ class Patient(HttpToolsProtocol):
         elif self._late is None:
             self._wait()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # RFC 9110 section 5.5: white space around a value is no part of it. llhttp knows no coding with a tab after it.
+        super().on_header(name, value.strip(b" " if name.lower() == b"transfer-encoding" else b" \t"))
+
     def on_headers_complete(self) -> None:
         """Raises ValueError, which is told as a 400, for what llhttp lets pass and another server may read in another way."""
         self._fed = 0
@@ -99,7 +103,8 @@ class Patient(HttpToolsProtocol):
         return self.data_received(head + rest)
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what came. A request before it that is being answered still is; no other answer may look like its own."""
+        """Refuse what came. A request before it that is being answered still is, unless this one's body had begun; no other
+        answer may look like its own."""
         if self._over:
             return
         self._over = True

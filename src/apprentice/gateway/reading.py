@@ -66,7 +66,7 @@ async def read[B: BaseModel](scope: Scope, receive: Receive, kind: type[B], sett
 
 
 async def _bytes(receive: Receive, told: str, limit: int) -> bytes:
-    too_large = int(told) > limit if told.isascii() and told.isdigit() else False
+    too_large = int(told.lstrip("0") or "0") > limit if told.isascii() and told.isdigit() else False
     body, size, more = bytearray(), 0, True
     while more and size <= _DRAINED * limit:
         message = await receive()

@@ -55,6 +55,8 @@ class Reader:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.head is None:  # else it comes after the body
+            if name.lower() == b"transfer-encoding" and value.rstrip(b" ").lower() != b"chunked":
+                raise Unreadable("RemoteProtocolError")  # with a tab after it llhttp does not know it, and add() would
             add(self._headers, name, value)
 
     def on_headers_complete(self) -> None:

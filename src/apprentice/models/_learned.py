@@ -7,6 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from functools import partial
 from threading import Lock
 from weakref import WeakKeyDictionary
@@ -38,7 +39,8 @@ class InProcess(ABC):
         loop = asyncio.get_running_loop()
         if (line := _LINES.get(loop)) is None:
             line = _LINES[loop] = _Line()
-        return (await line.answers(loop, partial(self.answer_many, task, [input])))[0]
+        compute = partial(copy_context().run, self.answer_many, task, [input])  # a span that is open stays open
+        return (await line.answers(loop, compute))[0]
 
     @abstractmethod
     def answer_many(self, task: Task, inputs: Sequence[Json]) -> list[Answer]:
@@ -87,7 +89,7 @@ class _Line:
                 continue
             try:
                 tell = partial(_settle, answered.set_result, compute())
-            except Exception as error:  # noqa: BLE001 - whatever it is, who asked gets it, and the others their answers
+            except BaseException as error:  # noqa: BLE001 - a library's panic, too: who asked gets it, the others their answers
                 tell = partial(_settle, answered.set_exception, error)
             loop.call_soon_threadsafe(tell, answered)
 

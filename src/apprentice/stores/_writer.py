@@ -163,6 +163,7 @@ class Writer:
         for other in list(self._waiting):
             if other.is_closed():
                 self._waiting.pop(other, None)
+                self._hand_over(other)  # what was submitted in its last turn
         loop.call_later(self._wait, self._give_up, loop)
         return self._waiting.setdefault(loop, set())
 
