@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from apprentice.errors import InvalidInput, TrainingError
+from apprentice.schemas import is_utf8
 from apprentice.types import Example, Json, Task
 
 FORM = "Answer with one JSON value that fits the given schema, and with nothing else."
@@ -156,7 +157,7 @@ def as_json(value: Json) -> str:
     try:
         text = _PLAIN.encode(value)
         # Half of a surrogate pair has no UTF-8; escaped, it travels as it is.
-        return text if text.isascii() or _is_utf8(text) else _ESCAPED.encode(value)
+        return text if is_utf8(text) else _ESCAPED.encode(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInput(f"the value is not JSON: {type(error).__name__}") from error
 
@@ -207,14 +208,6 @@ def _place(example: Example) -> tuple[str, str, float, str, str]:
 
 def _key(value: Json) -> str:
     return json.dumps(value, sort_keys=True)
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def is_object(schema: dict[str, Json]) -> bool:

@@ -225,7 +225,7 @@ def unsound(value: Json, at: str = "", depth: int = 0) -> str | None:
     if value is None or isinstance(value, bool):
         return None
     if isinstance(value, str):
-        return None if value.isascii() or _is_utf8(value) else said(at, _HALF)
+        return None if is_utf8(value) else said(at, _HALF)
     if isinstance(value, int | float):
         if isinstance(value, float) and not math.isfinite(value):
             return said(at, f"{value} is no number that JSON has")
@@ -245,12 +245,12 @@ def unsound(value: Json, at: str = "", depth: int = 0) -> str | None:
 _HALF = "contains half a surrogate pair, which no UTF-8 text can carry"
 
 
-def _is_utf8(text: str) -> bool:
+def is_utf8(text: str) -> bool:
+    """Whether every store and every wire can carry the text: it has no half of a surrogate pair."""
     try:
-        text.encode()
+        return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:
         return False
-    return True
 
 
 def _unsound_key(key: Any, at: str) -> str | None:
@@ -351,7 +351,7 @@ def _glance(schema: Mapping[str, Json], depth: int) -> _Glance:
         return lambda value: type(value) is wanted and value in choices
     match kind:
         case "string":
-            return lambda value: type(value) is str and (value.isascii() or _is_utf8(value))
+            return lambda value: type(value) is str and is_utf8(value)
         case "boolean":
             return lambda value: type(value) is bool
         case "integer":

@@ -36,6 +36,7 @@ from apprentice.errors import (
     OutcomeUnknown,
     OutOfMoney,
 )
+from apprentice.schemas import is_utf8
 from apprentice.types import Answer, FinishState, Json, Model, Seconds, Task, Usage
 
 
@@ -489,7 +490,7 @@ def parse(text: str) -> tuple[Json, str | None]:
 
 def checked(value: Json, text: str) -> tuple[Json, str | None]:
     """(value, None), or (None, problem) when a text in it is half a character, which no store and no wire can keep."""
-    if (text.isascii() and "\\u" not in text) or _is_utf8(json.dumps(value, ensure_ascii=False)):
+    if (text.isascii() and "\\u" not in text) or is_utf8(json.dumps(value, ensure_ascii=False)):
         return value, None
     return None, "the answer contains half of a surrogate pair"
 
@@ -578,11 +579,3 @@ def _finite(digits: str) -> float:
 
 
 _DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
