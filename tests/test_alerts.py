@@ -256,7 +256,7 @@ def test_what_is_remembered_does_not_grow_for_ever() -> None:
     assert len(place.told) <= 31
 
 
-def test_no_customers_text_is_in_a_notice() -> None:
+def test_no_customers_text_is_in_a_notice() -> None:  # F119: nothing of a subject is in the queue of a webhook
     evidence: dict[str, Any] = {
         "answers": [{"text": "canary-1"}],
         "said": "canary-2",
@@ -369,7 +369,7 @@ async def test_a_failure_is_tried_again_under_the_same_id_and_not_too_soon(
     assert {json.loads(got.body)["data"]["name"] for got in receiver.got} == {"ALARM"}
 
 
-async def test_a_receiver_that_hangs_keeps_neither_the_other_sinks_nor_the_caller(
+async def test_a_receiver_that_hangs_keeps_neither_the_other_sinks_nor_the_caller(  # F111
     configured: Configured, store: Store, clock: Clock, receiver: Receiver, tmp_path: Path
 ) -> None:
     released = asyncio.Event()
@@ -405,7 +405,7 @@ async def test_a_receiver_that_does_not_answer_in_time_has_failed(
     assert (await place_of(made)).problem == "no answer within 0.2 s"
 
 
-async def test_a_redirect_is_not_followed(
+async def test_a_redirect_is_not_followed(  # F111
     configured: Configured, store: Store, clock: Clock, receiver: Receiver
 ) -> None:
     async with Receiver().listening() as elsewhere:
@@ -419,7 +419,7 @@ async def test_a_redirect_is_not_followed(
         assert elsewhere.connections == 0
 
 
-async def test_an_answer_without_end_is_cut_off_and_not_kept(
+async def test_an_answer_without_end_is_cut_off_and_not_kept(  # F111
     configured: Configured, store: Store, clock: Clock, receiver: Receiver
 ) -> None:
     async def flood(writer: asyncio.StreamWriter) -> None:
@@ -437,7 +437,7 @@ async def test_an_answer_without_end_is_cut_off_and_not_kept(
     assert "canary" not in place.model_dump_json()
 
 
-async def test_one_that_is_gone_is_asked_once_a_day(
+async def test_one_that_is_gone_is_asked_once_a_day(  # F111
     configured: Configured, store: Store, clock: Clock, receiver: Receiver
 ) -> None:
     receiver.answers = [status(410)]

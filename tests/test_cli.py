@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +14,9 @@ from typing import Any
 
 import pytest
 
-from apprentice import cli
+from apprentice import cli, jobs
+from apprentice.cli.terminal import when
+from apprentice.types import Lease
 
 from .conftest import YAML, texts
 
@@ -202,6 +205,30 @@ def test_learn_makes_a_version_at_once_and_status_shows_it(run: Run, folder: Pat
     assert "reinforcement" in out and "v1" in out
 
 
+def test_status_shows_how_far_a_training_is_that_goes_on(run: Run, folder: Path) -> None:
+    run("run", "sort", stdin='{"text": "a pear"}')
+    into = folder / "models" / "sort"
+    job = into / ".training" / "a"
+    job.mkdir(parents=True)
+    (job / "row.json").write_text('{"name": "a", "token": 4}')
+    with jobs.shown(into, trainer="huggingface", since=1.0, lease=Lease("learn/sort", "tests", 4, 0.0)):
+        [line] = [line for line in run("status", "sort")[1].splitlines() if line.startswith("  training ")]
+        assert line == f"  training    huggingface, since {when(1.0)}"
+        told = job / "progress.jsonl"
+        told.write_text('{"step": 120, "steps": 1400, "loss": 0.41234, "held_loss": 0.5, "eta": 605.0}\n')
+        [line] = [line for line in run("status")[1].splitlines() if line.startswith("  training ")]
+        assert line == (
+            f"  training    huggingface, since {when(1.0)}, step 120 of 1,400, loss 0.4123, 0.5 on kept-back examples, "
+            f"about 10 min left (told {when(told.stat().st_mtime)})"
+        )
+        [status] = json.loads(run("status", "sort", "--json")[1])
+        assert (status["training"]["step"], status["training"]["loss"]) == (120, 0.41234)
+    assert "training " not in run("status")[1]
+    assert json.loads(run("status", "--json")[1])[0]["training"] is None
+    code, _, err = run("status", "sorted")
+    assert code != 0 and "'sort'" in err
+
+
 def test_report_says_what_a_versions_confidence_is_worth(run: Run, folder: Path) -> None:
     lines = [json.dumps({"text": text}) for text in texts(90)]
     run("run", "sort", stdin="\n".join(lines[:60]))
@@ -259,6 +286,73 @@ def test_a_time_that_is_none_is_refused(run: Run, tmp_path: Path, time: str) -> 
     assert code == 2 and "90s, 30m, 2h or 7d" in err
 
 
+def test_check_names_a_model_that_would_be_refused_because_its_price_is_unknown(run: Run, folder: Path) -> None:
+    known = (folder / "apprentice.yaml").read_text()
+    assert json.loads(run("check", "--json")[1])["missing"] == []
+    (folder / "apprentice.yaml").write_text(known.replace("model: gpt-4o-mini", "model: gpt-nowhere"))
+    code, out, _ = run("check", "--json")
+    assert code == 0
+    (missing,) = json.loads(out)["missing"]
+    assert "openai/gpt-nowhere" in missing and "price: {input: …, output: …}" in missing
+    assert "gpt-nowhere" in run("check")[2] and run("run", "sort", "--input", '{"text": "a pear"}')[0] == 4
+
+
+@pytest.mark.parametrize("number", ["-1", "0", "nan", "inf"])
+@pytest.mark.parametrize("arguments", [("worker", "--every"), ("advise", "sort", "--seconds")])
+def test_seconds_that_cannot_pass_are_refused_before_anything_is_done(
+    run: Run, folder: Path, arguments: tuple[str, ...], number: str
+) -> None:
+    code, out, err = run(*arguments[:-1], f"{arguments[-1]}={number}")
+    assert (code, out) == (2, "") and f"{arguments[-1]}: {number} is not above 0" in err
+    assert not (folder / ".apprentice").exists()
+
+
+@pytest.mark.parametrize("port", ["-1", "65536", "99999"])
+def test_a_port_that_cannot_be_is_refused(run: Run, folder: Path, port: str) -> None:
+    code, out, err = run("serve", f"--port={port}")
+    assert (code, out) == (2, "") and f"--port: {port} is no port" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fix"),
+    [
+        (("explain", "nope"), "replay TASK --json"),
+        (("keys", "create"), "keys create NAME"),
+        (("keys", "list", "x"), "keys list"),
+        (("models", "bench"), "models bench TASK"),
+        (("models", "pull"), "models pull MODEL"),
+        (("label", "sort", "nofile"), "name a file"),
+        (("import", "--from", "litellm", "--task", "sort", "."), "name a file"),
+        (("demo", "--data-dir", "."), "--data-dir"),
+        (("feedback", "nope", "--corrected", "{"), "say --corrected"),
+        (("run", "sort", "--input", "{"), "say --input"),
+        (("export", "sort", "--out", "apprentice.yaml"), "--out DIR"),
+    ],
+)
+def test_a_slip_of_the_command_line_is_not_blamed_on_the_configuration(
+    run: Run, folder: Path, arguments: tuple[str, ...], fix: str
+) -> None:
+    run("run", "sort", "--input", '{"text": "a pear"}')
+    code, _, err = run(*arguments)
+    assert code in (2, 3) and fix in err and "apprentice check" not in err
+
+
+@pytest.mark.parametrize("period", ["90", "90x", "-5d", "0d", "1.5d", "d", "100000d"])
+def test_a_period_that_is_none_is_refused_with_one_that_is(run: Run, folder: Path, period: str) -> None:
+    with (folder / "apprentice.yaml").open("a") as file:
+        file.write(f'retention: {{inputs: "{period}"}}\n')
+    code, _, err = run("check")
+    assert code == 2 and "retention.inputs" in err and "such as 90d" in err
+
+
+def test_an_address_is_announced_by_the_one_who_has_it(run: Run, folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, out, err = run("serve", f"--port={port}")
+    assert (code, out) == (2, "") and f"cannot listen on 127.0.0.1:{port}" in err
+    assert "apprentice at" not in err
+
+
 def test_plan_finds_the_floor_and_says_what_it_assumes(run: Run, folder: Path) -> None:
     wanted = ("--delay", "500", "--drop", "0.4", "--requests-per-day", "20000")
     code, out, _ = run("plan", *wanted, "--cost", "0.002", "--json")
@@ -294,6 +388,59 @@ def test_status_before_the_first_request_says_what_to_do(run: Run, tmp_path: Pat
     (tmp_path / "apprentice.yaml").write_text(YAML.replace("BASE_URL", "http://127.0.0.1:9"))
     code, _, err = run("status")
     assert code == 2 and "apprentice run" in err
+
+
+def test_licence_says_in_one_screen_whose_answers_serve_and_do_not_train_until_somebody_is_named(
+    run: Run, tmp_path: Path
+) -> None:
+    file = tmp_path / "apprentice.yaml"
+    text = """
+tasks:
+  - name: route_mail
+    description: "Say which team a mail is for"
+    input_schema: {text: str}
+    output_schema: {team: str, urgent: bool}
+    evaluator: structured_match
+    match_fields: [team]
+remote:
+  provider: anthropic
+  model: claude-sonnet-4-5-20250929
+  additional_providers:
+    - {provider: openai, model: gpt-4o}
+local: {backend: ollama, base_model: "llama3.1:8b", fine_tune_backend: unsloth}
+"""
+    file.write_text(text)
+    code, said, _ = run("licence")
+    lines = said.splitlines()
+    assert code == 0 and len(lines) <= 24 and max(map(len, lines)) <= 120
+    assert lines[0].startswith("Answers of all models serve. They train a local model only where")
+    verdicts = [line for line in lines if "serves;" in line]
+    assert verdicts == [
+        "remote: claude-sonnet-4-5-20250929 (anthropic@api.anthropic.com) serves; does not train [forbidden]",
+        "additional: gpt-4o (openai@api.openai.com) serves; does not train [conditional]",
+    ]
+    flat = " ".join(said.split())
+    for part in (
+        "because: forbidden by Anthropic",
+        "because: allowed on conditions only by OpenAI",
+        "record that in its `permission: {basis, by, date, scope}`",
+        "Nothing is learned until a permission or a teacher is named",
+        "People's own labels always train.",
+        "no legal advice",
+    ):
+        assert part in flat
+
+    teacher = '{provider: openai, model: Qwen/Qwen3-32B, base_url: "http://127.0.0.1:9", allow_internal: true}'
+    file.write_text(f"{text}teachers:\n  - {teacher}\n")
+    code, said, _ = run("licence")
+    assert code == 0 and "Nothing is learned" not in said and "serves; trains route_mail [permissive]" in said
+    assert said.count("serves; does not train") == 2
+
+    permission = '{basis: "a letter of 2 March", by: "the legal team", date: "2024-03-02", scope: "route_mail"}'
+    file.write_text(text.replace("model: gpt-4o}", f"model: gpt-4o, permission: {permission}}}"))
+    code, said, _ = run("licence")
+    assert code == 0 and "Nothing is learned" not in said and "a letter of 2 March" in said
+    assert said.count("serves; does not train") == 1 and "additional: gpt-4o" in said
 
 
 def test_schema_is_a_json_schema_of_the_file(run: Run) -> None:

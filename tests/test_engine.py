@@ -255,13 +255,17 @@ async def test_a_request_that_is_cancelled_before_it_is_sent_leaves_no_hold(conf
     assert set(await booked(config)) == {"released"}
 
 
-async def test_a_model_plugin_that_breaks_its_promise_leaves_no_hold_and_is_recorded(configured: Configured) -> None:
+@pytest.mark.parametrize("error", [KeyError("choices"), TimeoutError("of a socket of its own")])
+@pytest.mark.parametrize("deadline", [None, 60.0])
+async def test_a_model_plugin_that_breaks_its_promise_leaves_no_hold_and_is_recorded(
+    configured: Configured, error: Exception, deadline: float | None
+) -> None:
     config = configured()
     async with Apprentice(config) as app:
         await app._calls.close()
-        app._calls.providers[0]._model = Broken()
-        with pytest.raises(OutcomeUnknown, match="KeyError"):
-            await app.arun("sort", {"text": "a pear"})
+        app._calls.providers[0]._model = Broken(error)
+        with pytest.raises(OutcomeUnknown, match=type(error).__name__):
+            await app.arun("sort", {"text": "a pear"}, deadline=deadline)
     [record] = await stored(config)
     assert [attempt.outcome for attempt in record.attempts] == ["unknown"]
     assert list(await booked(config)) == ["assumed"]
@@ -270,11 +274,14 @@ async def test_a_model_plugin_that_breaks_its_promise_leaves_no_hold_and_is_reco
 class Broken:
     """A plugin that raises what no plugin may raise."""
 
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
     def request_bytes(self, task: Task, input: Json) -> int:
         return 10
 
     async def answer(self, task: Task, input: Json) -> Answer:
-        raise KeyError("choices")
+        raise self._error
 
     async def close(self) -> None:
         return None

@@ -140,7 +140,7 @@ async def test_one_task_may_be_meant_or_all(tmp_path: Path) -> None:
         await store.close()
 
 
-async def test_versions_that_may_have_learned_from_it_are_listed_and_marked(tmp_path: Path) -> None:
+async def test_versions_that_may_have_learned_from_it_are_listed_and_marked(tmp_path: Path) -> None:  # F119
     store = await opened(tmp_path / "s.db")
     try:
         for made_at in (5.0, 15.0, 25.0):
@@ -265,7 +265,7 @@ async def test_what_an_evaluator_says_about_answers_stays_with_the_record(
     assert files_with(tmp_path) == []
 
 
-async def test_data_sets_of_open_jobs_and_the_log_of_the_cycle_are_gone_others_stay(
+async def test_data_sets_of_open_jobs_and_the_log_of_the_cycle_are_gone_others_stay(  # F119
     configured: Configured, tmp_path: Path
 ) -> None:
     config = configured(local={"learn": "off"})

@@ -13,12 +13,12 @@ from apprentice.config import Config
 from apprentice.errors import InvalidInput, InvalidRequest, UnknownRequest
 from apprentice.learn import due, learn
 from apprentice.promotion import fingerprint, held_out
-from apprentice.selection import gold, select
+from apprentice.selection import choose, gold, select
 from apprentice.testing.servers import serve_openai
 from apprentice.types import Json, Store, Version
 
 from .conftest import honest, right, texts
-from .test_learn import answered, filled
+from .test_learn import FAST, answered, filled
 
 Configured = Callable[..., Config]
 
@@ -55,6 +55,38 @@ async def test_what_was_held_out_is_examined_against_the_persons_word(configured
         await corrected(config, store, number, "tool")
         selection = select(await store.records("sort", labelled=True), await gold(store, "sort"))
         assert [row.target for row in selection.held_out if row.request_id == f"r{number}"] == [{"kind": "tool"}]
+    finally:
+        await store.close()
+
+
+async def test_a_candidate_that_is_better_at_the_remotes_answers_and_worse_on_gold_is_rejected(
+    configured: Configured,
+) -> None:
+    config = configured(text=FAST)
+    task = config.task("sort")
+    store = await filled(config, 80)
+    try:
+        first = await learn(config, "sort", store, clock=lambda: 5.0, owner="a")
+        assert first is not None and first.state == "champion"
+        # From now on the remote is wrong, always in the same way, and people correct a few of the rows held out.
+        wrong = {"fruit": "animal", "animal": "tool", "tool": "fruit"}
+        said = texts(400, seed=9)
+        await asyncio.gather(
+            *(store.append(answered(n, text, wrong[right(text)])) for n, text in enumerate(said, 1000))
+        )
+        held = {row.request_id for row in (await choose(config, task, store, [])).held_out}
+        numbers = [number for number in range(1000, 1400) if f"r{number}" in held][:10]
+        for number in numbers:
+            await corrected(config, store, number, right(said[number - 1000]))
+        second = await learn(config, "sort", store, clock=lambda: 6.0, owner="a", force=True)
+        assert second is not None and second.state == "rejected"
+        assert second.metrics["reason"].startswith("gold: worse than the champion by")
+        assert second.metrics["reason"].count("worse than the champion") == 1
+        assert "on 10 held-out rows" in second.metrics["reason"]
+        assert second.metrics["held_out"]["candidate"] > second.metrics["held_out"]["champion"]
+        examined = second.metrics["examination"]
+        assert examined["gold_agreement"] < examined["champion"]["gold_agreement"]
+        assert [version.state for version in await store.versions("sort")] == ["champion", "rejected"]
     finally:
         await store.close()
 

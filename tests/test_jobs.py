@@ -175,6 +175,49 @@ async def test_a_trainer_that_nobody_bills_holds_nothing(at: Any) -> None:
         assert await here.spent() == {}
 
 
+def write_job(into: Path, name: str, lines: str | None, **row: Any) -> None:
+    folder = into / ".training" / name
+    folder.mkdir(parents=True)
+    (folder / "row.json").write_text(json.dumps({"name": name, "checkpoint": None} | row))
+    if lines is not None:
+        (folder / "progress.jsonl").write_text(lines)
+
+
+def test_a_training_is_shown_while_it_goes_on_with_what_its_own_job_told_last(tmp_path: Path) -> None:
+    lease = Lease("learn/sort", "tests", 7, 0.0)
+    assert jobs.running(tmp_path / "nowhere") is None
+    write_job(tmp_path, "older", '{"step": 9, "steps": 9, "loss": 9}\n', token=6)
+    write_job(tmp_path, "done", '{"step": 8, "steps": 8, "loss": 8}\n', token=7, checkpoint="sha256-8")
+    write_job(tmp_path, "silent", None, token=7)
+    with jobs.shown(tmp_path, trainer="huggingface", since=5.0, lease=lease):
+        now = jobs.running(tmp_path)
+        assert now == jobs.Training(trainer="huggingface", since=5.0, token=7)
+        lines = '{"step": 1, "steps": 40, "loss": 2.5, "eta": 90.5}\n{"step": 2, "lo\n{"step": 3, "held_loss": 1.5}\n[3]\n{"st'
+        write_job(tmp_path / ".parts", "ours", lines, token=7)
+        now = jobs.running(tmp_path)
+        assert now is not None and now.told_at is not None
+        assert (now.step, now.steps, now.loss, now.held_loss, now.eta) == (3, 40, 2.5, 1.5, 90.5)
+        told = tmp_path / ".parts" / ".training" / "ours" / "progress.jsonl"
+        assert now.told_at == told.stat().st_mtime
+        told.write_text('{"step": 4, "steps": 40, "loss": NaN, "eta": Infinity}\n')
+        now = jobs.running(tmp_path)
+        assert now is not None and (now.step, now.loss, now.eta) == (4, None, None)
+        (told.with_name("row.json")).write_text("{")
+        assert jobs.running(tmp_path) == jobs.Training(trainer="huggingface", since=5.0, token=7)
+        (tmp_path / ".training.json").write_text('{"of": "another version"}')
+        assert jobs.running(tmp_path) is None
+    assert jobs.running(tmp_path) is None
+
+
+def test_who_trains_next_is_shown_although_the_one_before_still_hangs(tmp_path: Path) -> None:
+    older, newer = (Lease("learn/sort", "tests", token, 0.0) for token in (1, 2))
+    with jobs.shown(tmp_path, trainer="embedded", since=1.0, lease=older):
+        with jobs.shown(tmp_path, trainer="embedded", since=2.0, lease=newer):
+            assert [now.token for now in [jobs.running(tmp_path)] if now is not None] == [2]
+        assert jobs.running(tmp_path) is None
+    assert jobs.running(tmp_path) is None
+
+
 async def test_a_ledger_that_cannot_be_written_starts_no_job(at: Any) -> None:
     async with at() as here:
         with serving("openai") as service:
@@ -228,7 +271,7 @@ def test_a_process_killed_around_a_write_is_followed_by_one_that_makes_no_second
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OWN)
-def test_fifty_kills_make_no_second_remote_job(tmp_path: Path, name: str) -> None:
+def test_fifty_kills_make_no_second_remote_job(tmp_path: Path, name: str) -> None:  # F63
     """At random requests, as they arrive and before their answers leave, and at random writes; five on each dataset."""
     dice, kills = random.Random(63), 0
     for round in range(10):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from apprentice import feedback, lineage, plugins, worker
+from apprentice import feedback, jobs, lineage, plugins, worker
 from apprentice import learn as teaching
 from apprentice.config import Config, TaskConfig
 from apprentice.errors import ConfigError, StoreError, TrainingError
@@ -91,6 +91,27 @@ async def test_a_cycle_makes_a_champion_with_its_history_and_the_next_is_not_due
         await store.close()
 
 
+async def test_while_it_trains_it_is_shown_with_the_trainer_and_since_when(configured: Configured) -> None:
+    config = configured()
+    store = await filled(config, 80)
+    seen = []
+
+    async def watch() -> None:
+        """In each turn of the loop, so that a training in a thread cannot pass unseen."""
+        while True:
+            seen.append(jobs.running(config.local.model_dir / "sort"))
+            await asyncio.sleep(0)
+
+    watching = asyncio.create_task(watch())
+    try:
+        assert await learn(config, "sort", store, clock=lambda: 5.0, owner="a") is not None
+        assert {now for now in seen if now is not None} == {jobs.Training(trainer="embedded", since=5.0, token=1)}
+        assert seen[-1] is None
+    finally:
+        watching.cancel()
+        await store.close()
+
+
 async def test_a_candidate_that_is_worse_is_rejected_and_the_champion_stays(configured: Configured) -> None:
     config = configured()
     store = await filled(config, 150)
@@ -111,7 +132,7 @@ async def test_a_candidate_that_is_worse_is_rejected_and_the_champion_stays(conf
         await store.close()
 
 
-async def test_the_next_worker_waits_for_the_lease_of_one_that_died(configured: Configured) -> None:
+async def test_the_next_worker_waits_for_the_lease_of_one_that_died(configured: Configured) -> None:  # F78
     config = configured()
     store = await filled(config, 60)
     try:
@@ -127,7 +148,7 @@ async def test_the_next_worker_waits_for_the_lease_of_one_that_died(configured: 
         await store.close()
 
 
-async def test_a_lease_that_was_taken_over_promotes_nothing(configured: Configured) -> None:
+async def test_a_lease_that_was_taken_over_promotes_nothing(configured: Configured) -> None:  # F78
     config = configured()
     store = await filled(config, 60)
     try:
@@ -172,7 +193,7 @@ async def test_a_champion_that_learned_another_schema_does_not_stop_the_next_one
 
 async def test_losing_the_lease_ends_the_cycle_and_the_worker_goes_on_with_the_other_tasks(
     configured: Configured, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> None:  # F78
     monkeypatch.setattr(teaching, "_LEASE", 0.2)
     one = configured()
     config = one.model_copy(update={"tasks": (*one.tasks, one.tasks[0].model_copy(update={"name": "other"}))})
@@ -364,6 +385,25 @@ async def test_a_correction_makes_the_next_cycle_go_on_from_the_champion(configu
         await store.close()
 
 
+async def test_what_a_size_aims_at_is_said_beside_what_was_measured_and_decides_nothing(configured: Configured) -> None:
+    config = configured()
+    task, store = config.task("sort"), await filled(config, 80)
+    try:
+        version = await learn(config, "sort", store, clock=lambda: 1.0, owner="a")
+        assert version is not None and "aims at" not in version.metrics["reason"]
+        selection = await choose(config, task, store, [])
+        for aim, ending in ((1e-6, "its size aims at 1e-06 ms (missed)"), (1e9, "its size aims at 1e+09 ms")):
+            target = {"p95_latency_ms": aim}
+            checkpoint = Checkpoint(id=version.checkpoint, path=Path(version.path), manifest={"target": target})
+            found = await teaching.examine(config, task, selection, checkpoint, store)
+            assert found.screening.promote
+            assert found.measured["target"] == target
+            assert f"p95 latency is {found.measured['p95_latency_ms']:.3g} ms, {ending}" in found.screening.reason
+            assert found.screening.reason.endswith(ending)
+    finally:
+        await store.close()
+
+
 async def test_the_base_model_is_examined_untaught_once_for_the_same_rows(
     configured: Configured, tmp_path: Path
 ) -> None:
@@ -420,7 +460,9 @@ async def test_a_schedule_makes_a_cycle_due_when_its_time_has_passed_and_anythin
         await store.close()
 
 
-async def test_a_cycle_that_was_killed_before_its_version_was_promoted_is_run_again(configured: Configured) -> None:
+async def test_a_cycle_that_was_killed_before_its_version_was_promoted_is_run_again(
+    configured: Configured,
+) -> None:  # F73
     config = configured()
     store = await filled(config, 80)
     try:

@@ -269,8 +269,9 @@ async def test_a_champion_whose_files_are_gone_leaves_the_remote_and_the_next_cy
         await store.close()
 
 
+@pytest.mark.parametrize("error", [RuntimeError("exploded"), TimeoutError("exploded before any deadline")])
 async def test_what_the_local_model_or_the_evaluator_does_wrong_loses_no_answer(
-    steady: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    steady: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     (tmp_path / "judge_of_none.py").write_text("def score(answer, reference):\n    raise ValueError('never')\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -283,7 +284,7 @@ async def test_what_the_local_model_or_the_evaluator_does_wrong_loses_no_answer(
             first = await app.arun("sort", {"text": "a pear"})
             serving = app._tasks["sort"].shelf.serving
             assert serving is not None
-            serving.model = Exploding()
+            serving.model = Exploding(error)
             second = await app.arun("sort", {"text": "an otter"})
     assert (first.output, second.output) == ({"kind": "fruit"}, {"kind": "animal"})
     assert (first.decision.reason, second.decision.reason) == ("audit", "local_failed")
@@ -300,8 +301,11 @@ async def test_what_the_local_model_or_the_evaluator_does_wrong_loses_no_answer(
 class Exploding:
     """A local model with a fault that nobody foresaw."""
 
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
     async def answer(self, task: Task, input: Json) -> Answer:
-        raise RuntimeError("exploded")
+        raise self._error
 
     async def close(self) -> None:
         return None

@@ -95,7 +95,7 @@ async def test_a_command_that_ends_at_once_is_told_with_its_last_words(tmp_path:
         await running.ready(never, timeout=60)
 
 
-async def test_a_command_that_was_killed_is_told_by_the_signals_name(tmp_path: Path) -> None:
+async def test_a_command_that_was_killed_is_told_by_the_signals_name(tmp_path: Path) -> None:  # F77
     running = await process.start(script("import time; time.sleep(600)"), log=tmp_path / "log", env=ENV)
     os.kill(running.pid, signal.SIGKILL)
     assert "SIGKILL" in str(await running.wait())
@@ -125,7 +125,7 @@ async def test_a_check_that_hangs_is_cut_off_too(tmp_path: Path) -> None:
         await running.ready(hangs, timeout=0.2)
 
 
-async def test_a_command_that_ignores_sigterm_is_killed_after_its_grace(tmp_path: Path) -> None:
+async def test_a_command_that_ignores_sigterm_is_killed_after_its_grace(tmp_path: Path) -> None:  # F77
     log = tmp_path / "log"
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf'); time.sleep(600)"
     running = await process.start(script(code), log=log, env=ENV, grace=0.2)
@@ -149,7 +149,7 @@ async def test_a_command_may_end_in_order_within_its_grace(tmp_path: Path) -> No
     assert "status 0" in str(await running.wait())
 
 
-async def test_what_the_command_started_goes_with_it(tmp_path: Path) -> None:
+async def test_what_the_command_started_goes_with_it(tmp_path: Path) -> None:  # F77
     log = tmp_path / "log"
     code = (
         "import subprocess, sys, time\n"
@@ -165,7 +165,7 @@ async def test_what_the_command_started_goes_with_it(tmp_path: Path) -> None:
     until(lambda: not any(map(runs, left)))
 
 
-async def test_a_huge_log_stays_within_its_cap_and_keeps_its_end(tmp_path: Path) -> None:
+async def test_a_huge_log_stays_within_its_cap_and_keeps_its_end(tmp_path: Path) -> None:  # F77
     log = tmp_path / "log"
     code = "import sys\nfor i in range(40_000): print('line', i, 'x' * 80)\nprint('the end')"
     running = await process.start(script(code), log=log, env=ENV, cap=100_000)
@@ -194,7 +194,7 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("how", ["killed", "ends"])
-def test_no_child_outlives_its_owner(tmp_path: Path, how: str) -> None:
+def test_no_child_outlives_its_owner(tmp_path: Path, how: str) -> None:  # F77
     """Whether the owner is killed with a signal that nobody can catch, or ends and forgets."""
     command = [PYTHON, "-W", "ignore", "-c", OWNER, str(tmp_path / "log"), how]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as owner:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 from random import Random
+from statistics import fmean, stdev
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apprentice.promotion import (
     MARGIN,
+    PART_MARGIN,
+    PART_ROWS,
     PATIENCE,
     HeldOut,
     Measured,
@@ -135,6 +138,63 @@ def test_a_candidate_that_lost_what_was_known_first_is_refused_by_the_frozen_hol
     assert not found.promote
     assert found.reason.startswith("the frozen hold-out: worse than the champion by 0.200 on 100 held-out rows")
     assert judge(same, same, rows(100), frozen=([0.0] * 9, [1.0] * 9)).promote  # so few say nothing
+
+
+@pytest.mark.parametrize(
+    ("right", "before", "gold", "gap"),
+    [
+        (19, 20, 20, None),  # within a part's margin
+        (18, 20, 20, None),  # 0.1, and two standard errors are 0.138
+        (15, 20, 20, "0.250 on 20 held-out rows (allowed: 0.199)"),
+        (0, 10, 10, "1.000 on 10 held-out rows (allowed: 0.050)"),
+        (0, 9, 9, None),  # so few say nothing
+        (20, 15, 20, None),
+        (936, 1000, 1000, "0.064 on 1000 held-out rows (allowed: 0.050)"),
+        (960, 1000, 1000, None),  # clear, and small
+    ],
+)
+def test_a_candidate_that_is_worse_on_gold_is_refused_however_much_better_it_is_elsewhere(
+    right: int, before: int, gold: int, gap: str | None
+) -> None:
+    """`right` and `before`: of the gold rows. Of the others the candidate knows all, and the champion none."""
+    others = 2 * gold
+    candidate = measured([1.0] * right + [0.0] * (gold - right) + [1.0] * others)
+    champion = measured([1.0] * before + [0.0] * (gold - before) + [0.0] * others)
+    found = judge(candidate, champion, rows(3 * gold, gold=range(gold)))
+    assert found.candidate > (found.champion or 0.0)
+    assert found.promote == (gap is None)
+    assert gap is None or found.reason == f"gold: worse than the champion by {gap}"
+    assert judge(candidate, champion, rows(3 * gold)).promote and judge(candidate, None, rows(3 * gold)).promote
+
+
+def test_gold_is_named_before_all_other_reasons() -> None:
+    candidate, champion = measured([0.0] * 100, cost=3.0, fields={"kind": [0.0] * 100}), measured([1.0] * 100, cost=1.0)
+    held = rows(100, slices={"channel=mail": HARD}, gold=HARD)
+    found = judge(candidate, champion, held, gates=[Gate.parse("agreement >= 0.5")], frozen=([0.0] * 20, [1.0] * 20))
+    reasons = [reason.partition(":")[0] for reason in found.reason.split("; ")]
+    assert reasons[0] == "gold" and reasons[1].startswith("worse than the champion")
+    assert reasons[2:] == ["gate agreement >= 0.5", "slice channel=mail", "the frozen hold-out", "cost"]
+
+
+pairs = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=40)
+losses = st.lists(st.sampled_from([(0.0, 1.0), (0.5, 1.0), (1.0, 1.0)]), min_size=PART_ROWS, max_size=40)
+
+
+@settings(deadline=None)
+@given(losses | pairs, pairs)
+def test_gold_refuses_for_a_loss_on_enough_gold_rows_beyond_the_margin_and_else_changes_nothing(
+    gold: list[tuple[float, float]], others: list[tuple[float, float]]
+) -> None:
+    candidate, champion = (measured([pair[side] for pair in [*gold, *others]]) for side in (0, 1))
+    found = judge(candidate, champion, rows(len(candidate.scores), gold=range(len(gold))))
+    without = judge(candidate, champion, rows(len(candidate.scores)))
+    lost = [old - new for new, old in gold]
+    if len(gold) >= PART_ROWS and fmean(lost) > max(PART_MARGIN, 2 * stdev(lost) / len(lost) ** 0.5):
+        said = f"gold: worse than the champion by {fmean(lost):.3f} on {len(gold)} held-out rows"
+        assert not found.promote and found.reason.startswith(said)
+        assert without.promote or found.reason.endswith(f"; {without.reason}")
+    else:
+        assert found == without
 
 
 def test_what_was_measured_on_some_rows_is_what_those_rows_say() -> None:

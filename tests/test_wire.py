@@ -284,6 +284,28 @@ async def test_a_connection_that_the_server_closed_is_not_used_again(client: wir
         assert server.connections == 5
 
 
+async def test_an_answer_that_comes_after_the_client_was_closed_leaves_no_connection_open(client: wire.Client) -> None:
+    asked, go_on, closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"}")
+        asked.set()
+        await go_on.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(OK), OK))
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(100):
+                pass
+        closed.set()
+
+    async with raw(late) as port:
+        asking = asyncio.create_task(wire.send(client, request(f"http://127.0.0.1:{port}", body=b"{}")))
+        await asked.wait()
+        await client.close()
+        go_on.set()
+        assert (await asking).kind == "answered"
+        await asyncio.wait_for(closed.wait(), 30)
+
+
 async def test_the_total_deadline_holds_before_the_head_and_within_the_body(client: wire.Client) -> None:  # F58
     for reply in (Reply(raw=OK, wait=60.0), Reply(raw=OK, drip=0.05)):
         async with serve_openai([reply]) as server:
@@ -473,6 +495,22 @@ async def test_a_server_that_answers_before_it_has_the_whole_file_is_heard(clien
     async with raw(enough) as port:
         outcome = await wire.send(client, request(f"http://127.0.0.1:{port}", 60, b"", file=tmp_path / "large"))
     assert (outcome.kind, outcome.status) == ("rejected", 413)
+
+
+async def test_a_connection_on_which_a_request_is_still_leaving_has_no_other_one(client: wire.Client) -> None:
+    """A server that turned the first request away unread would never come to the second one."""
+
+    async def unread(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        large = b"content-length: 2\r\n" not in head
+        status, body = (b"429 Wait", b'{"error": {}}') if large else (b"200 OK", OK)
+        writer.write(b"HTTP/1.1 %b\r\ncontent-length: %d\r\n\r\n%b" % (status, len(body), body))
+        await asyncio.Event().wait()
+
+    async with raw(unread) as port:
+        url = f"http://127.0.0.1:{port}"
+        assert (await wire.send(client, request(url, body=bytes(32 * 2**20)))).kind == "rejected"
+        assert (await wire.send(client, request(url, body=b"{}"))).kind == "answered"
 
 
 async def test_a_redirect_is_not_followed(client: wire.Client) -> None:

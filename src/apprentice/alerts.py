@@ -20,11 +20,11 @@ import os
 import signal
 import stat
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError
@@ -51,6 +51,7 @@ ENDS: Mapping[str, frozenset[str]] = {
     "REJECTED": frozenset({"TRAINING_FAILED"}),
 }
 """Which alerts of the same task are over when an event happens."""
+_ENDABLE = frozenset[str]().union(*ENDS.values())
 
 # What else makes two events of one name and task different: their evidence under these names.
 _ABOUT: Mapping[str, tuple[str, ...]] = {
@@ -351,6 +352,14 @@ def _is_over(key: str, event: Event) -> bool:
     task, name, about = key.split("/", 2)
     end, of = event.name, _what(event).split("/", 2)[2]
     return task == event.task and name in ENDS.get(end, ()) and (not of or of == about)
+
+
+def standing(event: Event, later: Iterable[Event]) -> Literal["open", "over"] | None:
+    """Whether the alert is over, given every later event of its task; None where no event ever ends such a one."""
+    if event.name not in _ENDABLE:
+        return None
+    what = _what(event)
+    return "over" if any(_is_over(what, one) for one in later) else "open"
 
 
 def _id(sink: Sink, number: int, event: Event) -> str:

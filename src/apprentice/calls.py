@@ -84,9 +84,7 @@ class Provider:
         self.teacher = remote.teacher
         self._model: Any = None
         self._names: dict[str, Served] = {}
-        self._tables: dict[
-            str, tuple[ModelPrice, PerToken | None]
-        ] = {}  # by model: the price of the table, and per token
+        self._tables: dict[str, tuple[ModelPrice, PerToken | None]] = {}  # by model: as the table has it, and per token
 
     def model(self) -> Any:
         """The model, built at the first call. Raises ConfigError when the key or the plugin is missing."""
@@ -400,12 +398,8 @@ class Calls:
         """The answer and what it cost. Whatever becomes of the call, its hold is settled."""
         sent = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout_at(deadline) if deadline is not None else _NO_DEADLINE:
+            async with asyncio.timeout_at(deadline) if deadline is not None else _NO_DEADLINE as limit:
                 answer = await request.answer()
-        except TimeoutError as error:
-            provider.kept_waiting(sent, asyncio.get_running_loop().time())
-            await self._settle(attempts, hold, "unknown", None, provider, "the caller's deadline passed")
-            raise DeadlineExceeded(f"{provider.name} did not answer before the deadline") from error
         except asyncio.CancelledError:
             # The request may be on its way: settled before the cancellation goes on, or the hold would hang for ever.
             await asyncio.shield(self._settle(attempts, hold, "unknown", None, provider, "the caller went away"))
@@ -413,7 +407,12 @@ class Calls:
         except ModelError as error:
             await self._settle(attempts, hold, error.outcome, error.usage, provider, str(error))
             raise
-        except Exception as error:  # a plugin that breaks its promise must not leave a hold for ever
+        except Exception as error:
+            if isinstance(error, TimeoutError) and limit is not None and limit.expired():
+                provider.kept_waiting(sent, asyncio.get_running_loop().time())
+                await self._settle(attempts, hold, "unknown", None, provider, "the caller's deadline passed")
+                raise DeadlineExceeded(f"{provider.name} did not answer before the deadline") from error
+            # A plugin that breaks its promise must not leave a hold for ever.
             problem = f"{provider.name} failed: {type(error).__name__}: {error}"
             await self._settle(attempts, hold, "unknown", None, provider, problem)
             raise OutcomeUnknown(problem, retryable=False) from error

@@ -159,7 +159,7 @@ class Connection(asyncio.Protocol):
         self._transport: Any  # asyncio.Transport, or what another event loop has in its place
         self._waiting = select.poll()  # select() knows no descriptor beyond 1,023
         self._asked = False
-        self._sent = False  # the whole request
+        self._sent = False  # the whole request was given to the transport
         self._unread = 0  # bytes that came since the last ones were taken
         self._open = True
         self._full = False
@@ -208,7 +208,9 @@ class Connection(asyncio.Protocol):
 
     def ended(self) -> bool:
         """Make it ready for the next request, if it may have one; else close it."""
-        if self._sent and self._error is None and self._reader.is_ready():
+        # A server that answered before it had the whole request may never read the rest, and so no other request either.
+        left = self._transport.get_write_buffer_size()
+        if self._sent and not left and self._error is None and self._reader.is_ready():
             self._asked, self._idle_since = False, time.monotonic()
         else:
             self.close()

@@ -87,7 +87,7 @@ def recording(task: str, folder: Path | None) -> list[Row]:
     for pattern in (f"{task}.jsonl.gz", f"{task}.jsonl", f"*_{task}.jsonl.gz", f"*_{task}.jsonl"):
         if found := sorted(folder.glob(pattern)):
             return _rows(found[0])
-    raise ConfigError(f"no recording {task}.jsonl.gz in {folder}")
+    raise ConfigError(f"no recording {task}.jsonl.gz in {folder}", hint="--data-dir: the folder that has it, or none")
 
 
 def _rows(path: Path) -> list[Row]:

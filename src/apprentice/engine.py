@@ -610,12 +610,12 @@ class Apprentice:
         assert request.model is not None  # decide() routes to the local model only where there is one
         try:
             with self._observed(live, request.model, "local") as told:
-                async with asyncio.timeout_at(request.deadline):
+                async with asyncio.timeout_at(request.deadline) as limit:
                     answer = await answer_locally(live.config, request.model, request)
                 told(answer, 0, answer.output is not None)
-        except TimeoutError as error:
-            raise DeadlineExceeded("the local model did not answer before the deadline") from error
-        except Exception as error:  # noqa: BLE001  (whatever it is, the remote can answer)
+        except Exception as error:  # whatever else it is, the remote can answer
+            if isinstance(error, TimeoutError) and limit.expired():
+                raise DeadlineExceeded("the local model did not answer before the deadline") from error
             request.problem = f"local: {type(error).__name__}: {error}"
             request.change(route="remote", reason="local_failed")
             return
@@ -644,7 +644,7 @@ class Apprentice:
         except IdempotencyConflict:
             # Another process answered this key meanwhile. Its answer counts; what ours cost is recorded without the key.
             record = record.model_copy(update={"idempotency_key": None})
-            seq = await self._store.append(kept.model_copy(update={"idempotency_key": None}))
+            seq = await self._store.append(told.model_copy(update={"idempotency_key": None}))
         finally:
             await self._calls.settled(request.attempts)
         await self._follower.reach(live, seq)

@@ -3,27 +3,84 @@
 A job outlives the process that began it. How far it has come stands in its row, in the model folder; what it may cost
 stands in the ledger, under the same name; who may go on with it holds the lease under which its task is taught. So
 whoever teaches the task next finishes the job that is open, and settles what an earlier one left to be settled.
+
+That something trains now, a file beside the jobs says to other processes, with a lock that no dead process holds.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import math
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 from apprentice.config import TaskConfig
 from apprentice.errors import StoreError
 from apprentice.purse import Purse
-from apprentice.types import Attempt, Checkpoint, Example, Hold, Json, Lease, Seconds, Store, Task, Trainer
+from apprentice.trainers import progress
+from apprentice.types import Attempt, Checkpoint, Example, Hold, Json, Lease, Seconds, Store, Task, Trainer, Value
 
 _ENDS: dict[str, Literal["settled", "assumed", "released"]] = {
     "answered": "settled",
     "rejected": "released",
     "unknown": "assumed",
 }
+_NOW = ".training.json"  # in the folder that is trained into
 _BOOKED_AGAIN = 100  # times that one job can be paid for: its folder was lost, and with it what it had come to
+
+
+class Training(Value):
+    """A training that goes on now. None: its trainer does not tell that, or not yet."""
+
+    trainer: str
+    since: Seconds
+    token: int  # of the lease under which the task is taught
+    step: int | None = None
+    steps: int | None = None
+    loss: float | None = None  # of the last steps
+    held_loss: float | None = None  # of examples that are kept back
+    eta: Seconds | None = None  # that were left, about, when it was told
+    told_at: Seconds | None = None
+
+
+@contextmanager
+def shown(into: Path, *, trainer: str, since: Seconds, lease: Lease) -> Iterator[None]:
+    """Inside of it, `running` tells of this training; no longer than this process lives, and until the next one begins."""
+    with tempfile.NamedTemporaryFile(prefix=".draft-", dir=into, delete=False) as file:
+        with contextlib.suppress(OSError):  # of a file system without locks: it trains there, and is not shown
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(Training(trainer=trainer, since=since, token=lease.token).model_dump_json().encode())
+        file.flush()
+        Path(file.name).replace(into / _NOW)
+        yield
+
+
+def running(into: Path) -> Training | None:
+    """What is trained into this folder now, by whichever process, and how far it has come. Reads files alone.
+
+    None as well where this process may not read them, or another version of this program wrote them.
+    """
+    try:
+        with (into / _NOW).open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                now = Training.model_validate_json(file.read())
+            else:
+                return None  # who wrote it has ended, or was killed
+    except (OSError, ValueError):
+        return None
+    told = [job for job in progress(into) if job.token == now.token and job.at is not None]
+    if not told:
+        return now
+    last = max(told, key=lambda job: job.at or 0.0)
+    numbers = {name: getattr(last, name) for name in ("step", "steps", "loss", "held_loss", "eta")}
+    return now.model_copy(update={**numbers, "told_at": last.at})
 
 
 @runtime_checkable

@@ -191,22 +191,24 @@ async def train(
     into = local.model_dir / task.name
     into.mkdir(parents=True, exist_ok=True)
     proof = {key: value for key, value in selection.licence.items() if key != "judged"}  # the same rows, the same id
-    if base is not None and isinstance(trainer, Updater):
-        with contextlib.suppress(TrainingError):  # only teaching in full will do; what else is wrong, that says again
-            return await asyncio.to_thread(
-                trainer.update, task.learnable_task, selection.training, base=base, into=into, seed=seed, licence=proof
-            )
-    return await jobs.train(
-        task,
-        trainer,
-        selection.training,
-        into=into,
-        seed=seed,
-        licence=proof,
-        lease=lease,
-        store=store,
-        purse=Purse(config, store, clock=clock),
-    )
+    rows = selection.training
+    with jobs.shown(into, trainer=local.fine_tune_backend, since=clock(), lease=lease):
+        if base is not None and isinstance(trainer, Updater):
+            with contextlib.suppress(TrainingError):  # only teaching in full will do; it says again what else is wrong
+                return await asyncio.to_thread(
+                    trainer.update, task.learnable_task, rows, base=base, into=into, seed=seed, licence=proof
+                )
+        return await jobs.train(
+            task,
+            trainer,
+            rows,
+            into=into,
+            seed=seed,
+            licence=proof,
+            lease=lease,
+            store=store,
+            purse=Purse(config, store, clock=clock),
+        )
 
 
 async def examine(
@@ -214,8 +216,8 @@ async def examine(
 ) -> Examination:
     """What candidate and champion do on the held-out rows, and the candidate's confidence on recent inputs.
 
-    The rolling hold-out decides. On the frozen one the candidate may not be clearly worse either, unless something has
-    happened (decide.URGENT): then the oldest rows tell of a time that is over.
+    The rolling hold-out decides, its gold rows before all others. On the frozen one the candidate may not be clearly worse
+    either, unless something has happened (decide.URGENT): then the oldest rows tell of a time that is over.
     """
     name, settings = task.evaluator_settings
     evaluate = plugins.build("evaluators", name, **settings)
@@ -256,7 +258,18 @@ async def examine(
         same = {name: [row for row, said in zip(rolling, written, strict=True) if said == name] for name in written}
         measured["writing"] = {name: _agreements(new, old, which) for name, which in same.items()}
     measured |= await _baselines(task, local, selection, [examples[row] for row in rolling], evaluate, versions)
+    if target := checkpoint.manifest.get("target"):  # said, and not held to: gates are for that
+        measured["target"] = target
+        said = _aimed(target["p95_latency_ms"], measured["p95_latency_ms"])
+        screening = screening._replace(reason=f"{screening.reason}; {said}")
     return Examination(screening, confidences, measured)
+
+
+def _aimed(target: float, found: float | None) -> str:
+    """What a size aims at, in milliseconds, beside what was measured here."""
+    measured = "was not measured" if found is None else f"is {found:.3g} ms"
+    missed = found is not None and found > target
+    return f"p95 latency {measured}, its size aims at {target:g} ms{' (missed)' if missed else ''}"
 
 
 def _agreements(
@@ -278,15 +291,6 @@ def examined(selection: Selection, newest: int) -> tuple[list[Example], list[int
     places = range(len(which))
     rolling = [place for place in places if which[place] >= start]
     return [selection.held_out[row] for row in which], rolling, [place for place in places if is_frozen[which[place]]]
-
-
-def _frozen(new: promotion.Measured, old: promotion.Measured | None, frozen: Sequence[int]) -> dict[str, Json]:
-    """The agreement of candidate and champion on the frozen hold-out."""
-    if not frozen:
-        return {"frozen": None}
-    before = None if old is None else fmean(promotion.on(old, frozen).scores)
-    found = {"n": len(frozen), "agreement": fmean(promotion.on(new, frozen).scores), "champion": before}
-    return {"frozen": found}
 
 
 def held_out_rows(task: TaskConfig, examples: list[Example]) -> promotion.HeldOut:

@@ -20,8 +20,8 @@ from apprentice.types import Evidence, Gate, Json, Promotion, Seconds
 
 HOLDOUT_SHARE = 10  # one input in ten is held out
 MARGIN = 0.02  # quality that a version may lose against the champion
-PART_MARGIN = 0.05  # the same in one slice, or in one field
-PART_ROWS = 10  # fewer rows than this say nothing about a slice or a field
+PART_MARGIN = 0.05  # the same on the gold rows, in one slice, or in one field
+PART_ROWS = 10  # fewer rows than this say nothing about such a part
 SLOWER = 2.0  # times the champion's latency, at p50 and at p95
 SLOWER_BY: Seconds = 0.010  # and at least this much more
 DEARER = 1.1  # times what the champion's answers cost
@@ -181,12 +181,16 @@ def judge(
 ) -> Screening:
     """Whether the candidate is promoted, tried out beside the champion, or rejected; a refusal names gate and gap.
 
+    What people said comes first: where PART_ROWS rows or more are gold, a candidate that is worse on them by more than a
+    part's margin is refused, however much better it is at what models answered.
+
     `champion`: None where none can answer. `holdout_decides`: little is at stake, or the candidate has seen twice as
     much; otherwise what passes becomes a canary. `frozen`: the scores of both on the frozen hold-out, where the candidate
     may not be worse by more than a part's margin either.
     """
     found = screen(candidate.scores, None if champion is None else champion.scores)
-    refusals = [] if found.promote else [found.reason]
+    refusals = [] if champion is None else list(_rows_lost("gold", rows.gold, candidate, champion))
+    refusals += [] if found.promote else [found.reason]
     refusals += _gates_missed(measures(candidate, rows), gates)
     refusals += _collapsed(candidate, rows)
     if champion is not None:
@@ -222,11 +226,15 @@ def _collapsed(candidate: Measured, rows: HeldOut) -> Iterator[str]:
 
 def _parts_lost(candidate: Measured, champion: Measured, rows: HeldOut) -> Iterator[str]:
     for name, which in rows.slices.items():
-        new, old = ([found.scores[row] for row in which] for found in (candidate, champion))
-        yield from _part_lost(f"slice {name}", new, old)
+        yield from _rows_lost(f"slice {name}", which, candidate, champion)
     for name, scores in candidate.fields.items():
         if len(before := champion.fields.get(name, ())) == len(scores):
             yield from _part_lost(f"field {name}", scores, before)
+
+
+def _rows_lost(part: str, which: Sequence[int], candidate: Measured, champion: Measured) -> Iterator[str]:
+    new, old = ([found.scores[row] for row in which] for found in (candidate, champion))
+    return _part_lost(part, new, old)
 
 
 def _part_lost(part: str, new: Sequence[float], old: Sequence[float]) -> Iterator[str]:

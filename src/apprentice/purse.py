@@ -273,7 +273,8 @@ class Purse:
             own = self._budgets.get(task.name) or task.budget or Budget()
             caps = budget.caps(task.name, now, self._zone, overall=self.budget.limits, own=own.limits)
             smallest = min((cap.limit for cap in caps if cap.limit > 0), default=0)
-            known = self._days[task.name] = _Day(*budget.span(windows[3], self._zone), windows, caps, smallest)
+            today = next(window for window in windows if window.startswith("day:"))
+            known = self._days[task.name] = _Day(*budget.span(today, self._zone), windows, caps, smallest)
         return known
 
     async def say(self, name: str, task: str, key: str, message: str, evidence: Mapping[str, object]) -> None:

@@ -5,6 +5,7 @@ Everything here is a query over what the store keeps; no model is loaded, no key
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import math
@@ -15,10 +16,11 @@ from datetime import datetime, tzinfo
 from decimal import Decimal
 from zoneinfo import ZoneInfo
 
-from apprentice import agreement, budget, calibration, comparison, confidence, decide, lineage
+from apprentice import agreement, budget, calibration, comparison, confidence, decide, jobs, lineage
 from apprentice.comparison import Comparison
 from apprentice.config import Config, TaskConfig
 from apprentice.errors import InvalidRequest
+from apprentice.jobs import Training
 from apprentice.promotion import Ramp
 from apprentice.types import (
     Cap,
@@ -82,6 +84,7 @@ class TaskStatus(Value):
     confidence: Confidence
     version: Version | None = None
     mode: Mode | None = None  # what an operator asked for, while it is in force
+    training: Training | None = None  # the one that goes on now, by the files of the model folder of this machine
     spend: list[Spend]
     events: list[Event]
 
@@ -203,27 +206,28 @@ class Plan(Value):
     saving_per_month: Micros  # against all-remote, over 30 days after the cold start
 
 
-async def status(config: Config, store: Store, *, now: Seconds) -> list[TaskStatus]:
-    """Where each task stands, in the order of the configuration."""
-    found = []
-    for task in config.tasks:
-        history = await _read(config, task, store)
-        standing = agreement.summary(history.live(), history.settings)
-        ramp = await lineage.ramp(store, task.name)
-        mode = history.mode
-        found.append(
-            TaskStatus(
-                task=task.name,
-                requests=await store.count(task.name),
-                labels=await store.count(task.name, labelled=True),
-                confidence=history.with_canary(standing, ramp),
-                version=history.champion,
-                mode=mode if mode is not None and mode.forces_remote(now) else None,
-                spend=await _spend(config, task, store, now),
-                events=[_without_words(event) for event in await store.events(task.name, limit=10)],
-            )
-        )
-    return found
+async def status(config: Config, store: Store, *, now: Seconds, task: str | None = None) -> list[TaskStatus]:
+    """Where each task stands, in the order of the configuration; or the one of that name. Raises UnknownTask."""
+    tasks = config.tasks if task is None else [config.task(task)]
+    return [await _status(config, one, store, now) for one in tasks]
+
+
+async def _status(config: Config, task: TaskConfig, store: Store, now: Seconds) -> TaskStatus:
+    history = await _read(config, task, store)
+    standing = agreement.summary(history.live(), history.settings)
+    ramp = await lineage.ramp(store, task.name)
+    mode = history.mode
+    return TaskStatus(
+        task=task.name,
+        requests=await store.count(task.name),
+        labels=await store.count(task.name, labelled=True),
+        confidence=history.with_canary(standing, ramp),
+        version=history.champion,
+        mode=mode if mode is not None and mode.forces_remote(now) else None,
+        training=await asyncio.to_thread(jobs.running, (task.local or config.local).model_dir / task.name),
+        spend=await _spend(config, task, store, now),
+        events=[_without_words(event) for event in await store.events(task.name, limit=10)],
+    )
 
 
 def _without_words(event: Event) -> Event:
@@ -547,7 +551,9 @@ async def explain(config: Config, store: Store, request_id: str) -> Explanation:
     """One request, with the state of certificate and detectors just before it. Raises InvalidRequest for an unknown id."""
     record = await store.record(request_id)
     if record is None:
-        raise InvalidRequest(f"there is no request {request_id!r}", hint="`apprentice replay TASK` lists the requests")
+        raise InvalidRequest(
+            f"there is no request {request_id!r}", hint="`apprentice replay TASK --json` lists whole ids"
+        )
     history = await _read(config, config.task(record.task), store, whole=True)
     past = _Past(history)
     for row in history.rows:

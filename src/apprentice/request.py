@@ -147,11 +147,11 @@ async def answer_locally(task: TaskConfig, loaded: Loaded, request: Request) -> 
 async def answer_beside(task: TaskConfig, canary: Loaded, request: Request) -> Answer | None:
     """The canary's answer; whatever goes wrong with it is an answer of no use. None: the caller's deadline came first."""
     try:
-        async with asyncio.timeout_at(request.deadline):
+        async with asyncio.timeout_at(request.deadline) as limit:
             return await answer_locally(task, canary, request)
-    except TimeoutError:
-        return None
     except Exception as error:  # noqa: BLE001  (the champion and the remote can answer)
+        if isinstance(error, TimeoutError) and limit.expired():
+            return None
         return Answer(problem=f"{type(error).__name__}: {error}")
 
 

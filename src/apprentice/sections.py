@@ -90,8 +90,11 @@ FilePath = Annotated[Path, AfterValidator(_beside_the_file)]
 
 
 def _period(value: Any) -> Any:
-    found = re.fullmatch(r"([1-9][0-9]{0,4})d", value) if isinstance(value, str) else None
-    return int(found[1]) if found else value
+    if not isinstance(value, str):
+        return value
+    if (found := re.fullmatch(r"([1-9][0-9]{0,4})d", value)) is None:
+        raise ValueError("should be days, such as 90d")
+    return int(found[1])
 
 
 _Days = Annotated[int, BeforeValidator(_period, json_schema_input_type=str), Field(ge=1, le=99_999)]

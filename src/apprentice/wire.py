@@ -434,6 +434,7 @@ class _Pool:
         self._tls.set_alpn_protocols(["http/1.1"])
         self._slots = asyncio.Semaphore(connections)
         self._idle: dict[tuple[str, str], list[Connection]] = {}  # by scheme and place, the freshest last
+        self._closed = False
 
     async def exchange(self, request: Request, leaving: Callable[[], None]) -> Reply:
         async with self._slots:
@@ -453,11 +454,14 @@ class _Pool:
                 if isinstance(error, _FAILURES):
                     raise ConnectionError(type(error).__name__) from None
                 raise
-            if connection.ended():
+            if self._closed:  # while the answer came: nobody would close the connection any more
+                connection.close()
+            elif connection.ended():
                 self._idle.setdefault((parts.scheme, parts.netloc), []).append(connection)
             return reply
 
     async def close(self) -> None:
+        self._closed = True
         for connection in [one for some in self._idle.values() for one in some]:
             connection.close()
         self._idle.clear()

@@ -15,7 +15,7 @@ import pytest
 from apprentice.cli import main
 from apprentice.config import Config
 from apprentice.dashboard import pages, views
-from apprentice.types import Event
+from apprentice.types import Event, Json
 
 from ..conftest import YAML, texts
 from .conftest import EVIL, history, opened, record
@@ -67,6 +67,39 @@ async def test_the_report_shows_the_history_without_asking_any_other_place(confi
     assert "default-src 'none'" in text
     for word in ("v1", "v2", "contract", "input shift", "fruit", "80.0%", "promised"):
         assert word in text, word
+
+
+async def test_an_alert_is_open_until_the_event_that_ends_it_and_what_nothing_ends_is_neither(
+    configured: Configured,
+) -> None:
+    config = configured()
+    models = {"gone": {"model": "a"}, "back": {"model": "b"}}
+    said: list[tuple[str, dict[str, Json]]] = [
+        ("TIGHTEN", {}),
+        ("CONTRACT_BROKEN", models["gone"]),
+        ("CONTRACT_BROKEN", models["back"]),
+        ("CERTIFIED", {}),
+        ("MODEL_RESUMED", models["back"]),
+        ("TRAINING_FAILED", {}),
+        ("ROWS_REFUSED", {}),
+    ]
+    async with opened(config) as store:
+        for number, (name, evidence) in enumerate(said):
+            event = Event(name=name, task="sort", at=1e9 + number, message=f"no. {number}", evidence=evidence)
+            await store.add_event(event)
+        shown = views.happenings(await views.read(config, store, now=2e9))
+    assert [(event.message, state) for event, state in shown] == [
+        ("no. 6", None),
+        ("no. 5", "open"),
+        ("no. 4", None),
+        ("no. 3", None),
+        ("no. 2", "over"),
+        ("no. 1", "open"),
+        ("no. 0", "over"),
+    ]
+    lines = re.findall(r"<li><time>.*?</li>", await page(config))
+    marks = ["open" if ">open<" in line else "over" if ">(over)<" in line else None for line in lines]
+    assert marks == [state for _, state in shown]
 
 
 async def test_charts_have_a_name_and_their_numbers_in_a_table_and_tables_a_caption(configured: Configured) -> None:

@@ -8,7 +8,9 @@ import json
 import httpx2
 import pytest
 
+from apprentice import jobs
 from apprentice.gateway import keys
+from apprentice.types import Lease
 
 from ..conftest import right, texts
 from .conftest import EVIL, Live, Serving, history, record
@@ -51,6 +53,19 @@ async def test_a_session_shows_every_page_with_headers_that_allow_no_foreign_cod
             assert answer.headers["x-content-type-options"] == "nosniff"
             assert answer.headers["cache-control"] == "no-store"
             assert "style=" not in answer.text and "onclick" not in answer.text
+
+
+async def test_the_page_of_a_task_says_that_it_is_trained(serving: Serving) -> None:
+    async with serving() as live:
+        await live.login("operate")
+        into = live.config.local.model_dir / "sort"
+        into.mkdir(parents=True)
+        (into / ".training" / "a").mkdir(parents=True)
+        (into / ".training" / "a" / "row.json").write_text('{"name": "a", "token": 1}')
+        (into / ".training" / "a" / "progress.jsonl").write_text('{"step": 3, "steps": 8, "loss": 0.25, "eta": 7}\n')
+        with jobs.shown(into, trainer="unsloth", since=5.0, lease=Lease("learn/sort", "tests", 1, 0.0)):
+            page = (await live.browser.get("/dashboard/tasks/sort")).text
+        assert "Training now: unsloth, since 1970-01-01 00:00 UTC, step 3 of 8, loss 0.25, about 7 s left" in page
 
 
 async def test_the_cookie_is_for_no_script_no_other_site_and_not_the_key(serving: Serving) -> None:

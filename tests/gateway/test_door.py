@@ -33,7 +33,7 @@ def without_key(live: Live) -> httpx2.AsyncClient:
 # --- keys (105)
 
 
-async def test_every_key_that_is_none_is_a_401_alike_and_is_never_repeated(
+async def test_every_key_that_is_none_is_a_401_alike_and_is_never_repeated(  # F105
     serving: Serving, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with serving() as live:
@@ -285,7 +285,7 @@ BOMB = b"[" * 100_000 + b"]" * 100_000
         (b'{"model": "task:sort", "messages": [{"role": "user", "content": "half \\ud800"}]}', 400),
     ],
 )
-async def test_a_body_that_is_no_honest_json_is_refused_within_its_memory(
+async def test_a_body_that_is_no_honest_json_is_refused_within_its_memory(  # F112
     serving: Serving, body: bytes, status: int
 ) -> None:
     async with serving() as live:
@@ -308,7 +308,7 @@ GARBAGE = [
 ]
 
 
-async def test_garbage_around_a_body_is_the_clients_mistake(serving: Serving) -> None:
+async def test_garbage_around_a_body_is_the_clients_mistake(serving: Serving) -> None:  # F112
     async with serving() as live:
         for lines in GARBAGE:
             kind = "" if lines.startswith("Content-Length: 2\r") else "Content-Type: application/json\r\n"

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from apprentice import jobs
 from apprentice.gateway.desk import Pace
 from apprentice.learn import learn
-from apprentice.types import Json
+from apprentice.types import Json, Lease
 
 from ..conftest import right, texts
 from ..test_learn import answered
@@ -148,6 +149,17 @@ async def test_the_mode_is_shared_and_shown(serving: Serving) -> None:
         [status] = (await live.client.get("/v1/status")).json()["tasks"]
         assert status["mode"]["mode"] == "remote"
         assert (await live.client.get("/v1/tasks/sort/status")).json()["mode"] == status["mode"]
+
+
+async def test_a_training_that_goes_on_is_shown(serving: Serving) -> None:
+    async with serving() as live:
+        into = live.config.local.model_dir / "sort"
+        into.mkdir(parents=True)
+        with jobs.shown(into, trainer="unsloth", since=5.0, lease=Lease("learn/sort", "tests", 1, 0.0)):
+            [status] = (await live.client.get("/v1/status")).json()["tasks"]
+            assert (status["training"]["trainer"], status["training"]["since"]) == ("unsloth", 5.0)
+            assert (await live.client.get("/v1/tasks/sort/status")).json()["training"] == status["training"]
+        assert (await live.client.get("/v1/tasks/sort/status")).json()["training"] is None
 
 
 async def test_what_a_subject_said_is_erased_by_who_may_operate(serving: Serving, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ async def ask(live: Live, key: str, **more: Json) -> httpx2.Response:
 
 
 @pytest.mark.parametrize("model", ["task:sort", "gpt-4o-mini"])
-async def test_the_same_key_and_body_give_the_same_bytes_for_one_call(serving: Serving, model: str) -> None:
+async def test_the_same_key_and_body_give_the_same_bytes_for_one_call(serving: Serving, model: str) -> None:  # F114
     async with serving([Reply({"kind": "fruit"})]) as live:
         answers = [await ask(live, "k1", model=model) for _ in range(3)]
         streamed = await ask(live, "k1", model=model, stream=True)
@@ -55,7 +55,7 @@ async def test_the_same_key_and_body_give_the_same_bytes_for_one_call(serving: S
         assert (changed.status_code, changed.json()["error"]["code"]) == (422, "idempotency_key_reused")
 
 
-async def test_a_crowd_with_one_key_is_one_call(serving: Serving) -> None:
+async def test_a_crowd_with_one_key_is_one_call(serving: Serving) -> None:  # F114
     async with serving() as live:
         answers = await asyncio.gather(*(ask(live, "k") for _ in range(30)))
         assert {answer.status_code for answer in answers} == {200}
@@ -63,7 +63,7 @@ async def test_a_crowd_with_one_key_is_one_call(serving: Serving) -> None:
         assert len(live.provider.requests) == 1
 
 
-async def test_of_two_processes_one_works_and_the_other_tells_its_client_to_come_back(serving: Serving) -> None:
+async def test_of_two_processes_one_works_and_the_other_tells_its_client_to_come_back(serving: Serving) -> None:  # F114
     gate = asyncio.Event()
     async with (
         serving([Reply({"kind": "fruit"}, wait=gate)]) as live,
@@ -92,7 +92,7 @@ def on_behalf(other: Live, live: Live) -> Live:
     return other
 
 
-async def test_idempotency_keys_belong_to_api_keys(serving: Serving) -> None:
+async def test_idempotency_keys_belong_to_api_keys(serving: Serving) -> None:  # F114
     async with serving() as live:
         other = await live.new_key("other", "call")
         first = await ask(live, "k")
@@ -104,7 +104,7 @@ async def test_idempotency_keys_belong_to_api_keys(serving: Serving) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "x" * 201, "x" * 10_000, "with space", "tab\tbed"])
-async def test_an_idempotency_key_that_is_none_is_refused(serving: Serving, key: str) -> None:
+async def test_an_idempotency_key_that_is_none_is_refused(serving: Serving, key: str) -> None:  # F114
     async with serving() as live:
         answer = await ask(live, key)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "idempotency-key")
@@ -164,7 +164,7 @@ class Clock:
 
 
 @pytest.mark.parametrize("model", ["task:sort", "gpt-4o-mini"])
-async def test_a_key_is_good_for_a_day_and_then_as_good_as_new(serving: Serving, model: str) -> None:
+async def test_a_key_is_good_for_a_day_and_then_as_good_as_new(serving: Serving, model: str) -> None:  # F114
     clock = Clock()
     async with serving(truthful, clock=clock) as live:
         first = await ask(live, "k", model=model)
@@ -250,7 +250,7 @@ async def settled(client: httpx2.AsyncClient, key: str, body: dict[str, Json]) -
 
 async def test_a_killed_process_leaves_no_key_under_which_a_second_call_is_made(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+) -> None:  # F114
     hang = asyncio.Event()
 
     async def answer(body: dict[str, Json]) -> Json | Reply:
@@ -287,7 +287,7 @@ async def test_a_killed_process_leaves_no_key_under_which_a_second_call_is_made(
 @pytest.mark.slow
 async def test_kills_at_any_moment_never_make_a_second_call_under_a_key(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+) -> None:  # F114
     dice = Random(1)
     async with serve_openai(truthful) as provider:
         config = configure(tmp_path, provider.url)
@@ -320,7 +320,7 @@ async def test_kills_at_any_moment_never_make_a_second_call_under_a_key(
 
 
 @pytest.mark.slow
-async def test_ten_thousand_duplicates_are_two_hundred_calls(serving: Serving) -> None:
+async def test_ten_thousand_duplicates_are_two_hundred_calls(serving: Serving) -> None:  # F114
     async with serving(truthful) as live, running(live.config, live.provider, name="second") as other:
         both = (live, on_behalf(other, live))
         slots = asyncio.Semaphore(64)

@@ -45,6 +45,26 @@ async def test_a_task_is_asked_like_a_model_and_answers_with_its_output_as_json(
     }
 
 
+@pytest.mark.parametrize("key", [None, "k"])
+async def test_a_plain_model_name_says_all_that_there_is_to_say_of_its_answer(
+    serving: Serving, key: str | None
+) -> None:
+    async with serving([Reply("hello")]) as live, sdk(live) as client:
+        more = {} if key is None else {"idempotency-key": key}
+        ask = ASK | {"model": "gpt-4o-mini"}
+        create = client.chat.completions.with_raw_response.create
+        answers = [await create(**ask, extra_headers=more) for _ in range(1 if key is None else 2)]
+        [record] = await live.records("passthrough")
+    for answer in answers:
+        own = {name: value for name, value in answer.headers.items() if name.startswith("x-apprentice-")}
+        assert own == {
+            "x-apprentice-request-id": record.request_id,
+            "x-apprentice-source": "remote",
+            "x-apprentice-phase": record.decision.phase,
+            "x-apprentice-cost-usd": f"{record.cost / 1e6:.6f}",
+        }
+
+
 async def test_a_stream_is_the_same_answer_in_pieces(serving: Serving) -> None:
     async with serving() as live, sdk(live) as client:
         whole = await client.chat.completions.create(**ASK)

@@ -3,7 +3,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
+from typing import Any
 
 import pytest
 
@@ -96,6 +98,35 @@ async def test_a_panic_of_a_library_reaches_whoever_asked_and_stops_nothing() ->
         with pytest.raises(Panic):
             await student.answer(TASK, "odd")
     assert await asked(student, ["even"]) == ["even"]
+
+
+async def test_an_iterator_that_ends_where_it_should_not_reaches_whoever_asked() -> None:
+    student = Student(lambda given: next(iter(given)))
+    async with asyncio.timeout(30):
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            await student.answer(TASK, [])
+        assert await asked(student, ["a"]) == ["a"]
+
+
+async def test_without_a_thread_to_compute_in_every_request_is_told_so_and_none_waits() -> None:
+    class Busy(ThreadPoolExecutor):
+        """As where the system has no thread to give."""
+
+        refuses = True
+
+        def submit(self, *args: Any, **more: Any) -> Any:
+            if self.refuses:
+                raise RuntimeError("can't start new thread")
+            return super().submit(*args, **more)
+
+    busy, student = Busy(), Student(lambda given: given)
+    asyncio.get_running_loop().set_default_executor(busy)
+    async with asyncio.timeout(30):
+        for _ in range(2 * _AT_ONCE):
+            with pytest.raises(RuntimeError, match="thread"):
+                await student.answer(TASK, "refused")
+        busy.refuses = False
+        assert await asked(student, ["later"]) == ["later"]
 
 
 async def test_what_is_known_of_the_caller_is_known_where_the_answer_is_computed() -> None:

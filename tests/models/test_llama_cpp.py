@@ -129,6 +129,33 @@ async def test_answers_of_calls_at_once_belong_to_their_questions(served: Local)
     assert [answer.usage.input_tokens for answer in together if answer.usage is not None] == lengths
 
 
+WORDS = ["apple", "river", "seven", "blue", "north", "music", "bread", "stone"]
+REPEAT = asks(fields(word={"type": "string", "enum": WORDS})).model_copy(
+    update={
+        "description": "Repeat the word of the text.",
+        "examples": tuple({"input": {"text": word}, "output": {"word": word}} for word in WORDS[:3]),
+    }
+)
+REPEATED: list[tuple[Json, Json]] = [({"text": word}, {"word": word}) for word in WORDS[3:]]
+"""What even this small model does right, and is sure of: each question has an answer of its own, whoever asks beside it."""
+
+
+@pytest.mark.slow
+@real
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("whose", ["ours", "somebody else's"])
+async def test_a_real_server_keeps_the_contract(served: Local, check: Callable[[Case], Any], whose: str) -> None:
+    settings = {"max_tokens": 64, "timeout": 120}
+    model = owned(**settings) if whose == "ours" else attached(served.url, **settings)
+    await model.ready(120)
+    pid = model.pid
+    assert (pid is None) == (whose != "ours")
+    await check(Case(model, REPEAT, REPEATED))
+    await model.close()
+    assert gone(pid)
+    assert not gone(served.pid)
+
+
 @pytest.mark.slow
 @real
 async def test_more_callers_than_places_all_get_their_turn(served: Local) -> None:
@@ -269,8 +296,7 @@ def write_adapter(path: Path, base: Path, strength: float) -> None:
 @pytest.mark.slow
 @real
 async def test_an_adapter_is_served_on_its_base_and_must_change_something(served: Local, tmp_path: Path) -> None:
-    words = ["apple", "river", "seven", "blue", "north", "music", "bread", "stone"]
-    task = asks(fields(word={"type": "string", "enum": words}))
+    task = asks(fields(word={"type": "string", "enum": WORDS}))
     inputs: list[Json] = [{"text": text} for text in ("one", "what is sold here", "zebra crossing", "12")]
 
     async def outputs(model: Local) -> list[Json]:

@@ -121,7 +121,7 @@ async def test_without_a_key_no_authorization_is_sent() -> None:
     assert "authorization" not in server.requests[0].headers
 
 
-@pytest.mark.parametrize("key", ["", " ", "sk-1\n", "sk-\x00", "schlüssel"])
+@pytest.mark.parametrize("key", ["", " ", "sk-1\n", "sk-1 ", " sk-1", "sk-\x00", "schlüssel"])
 def test_a_key_that_no_header_can_carry_is_a_configuration_error_that_hides_it(key: str) -> None:
     with pytest.raises(ConfigError) as caught:
         plugins.build("models", "openai", model="m", api_key=key)

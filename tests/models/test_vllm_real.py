@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,28 @@ import pytest
 import pytest_asyncio
 import safetensors.numpy
 
-from apprentice import plugins, process
+from apprentice import Apprentice, plugins, process
+from apprentice.config import Config
 from apprentice.errors import ModelRejected, ModelUnavailable
 from apprentice.models._local import Local
 from apprentice.testing.hostile import RANK
 from apprentice.testing.local_servers import write_checkpoint
 from apprentice.testing.models import CHECKS, TASK, Case
+from apprentice.testing.servers import serve_openai
 from apprentice.types import Json, Task
 
-from .test_llama_cpp import GIVEN, SCHEMAS, asks, fields
+from ..test_local_serving import (
+    FROM_REMOTE,
+    Crowd,
+    answered_locally,
+    ask_until,
+    check_failures,
+    on_servers,
+    serving,
+    state,
+    until,
+)
+from .test_llama_cpp import GIVEN, REPEAT, REPEATED, SCHEMAS, WORDS, asks, fields
 
 PROGRAM, MODEL = os.environ.get("APPRENTICE_VLLM", ""), os.environ.get("APPRENTICE_VLLM_MODEL", "")
 __test__ = bool(PROGRAM and MODEL)
@@ -48,7 +62,6 @@ SETTINGS: dict[str, Json] = {
     "flags": ["--dtype", "bfloat16", "--enforce-eager", "--enable-lora", "--structured-outputs-config", COMPACT],
     "env": {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"},
 }
-WORDS = ["apple", "river", "seven", "blue", "north", "music", "bread", "stone"]
 INPUTS: list[Json] = [{"text": text} for text in ("one", "what is sold here", "zebra crossing", "12")]
 
 
@@ -104,10 +117,25 @@ def lora(strength: float, seed: int = 0) -> bytes:
     return safetensors.numpy.save(tensors)
 
 
-def checkpoint(into: Path, task: Task, probes: Sequence[tuple[Json, Json]], weights: bytes) -> Path:
+def checkpoint(into: Path, task: Task, probes: Sequence[tuple[Json, Json]], weights: bytes, bare: Json = None) -> Path:
     (into / "base.bin").write_bytes(b"base")
     file = "adapter/adapter_model.safetensors"
-    return write_checkpoint(into, task, probes, base=into / "base.bin", weights=weights, file=file)
+    return write_checkpoint(into, task, probes, base=into / "base.bin", weights=weights, file=file, bare=bare)
+
+
+async def learned(served: Local, into: Path, task: Task, weights: bytes, given: Json) -> tuple[Path, Json]:
+    """A checkpoint with these weights, and its answer to a probe: what they said when they were loaded by hand."""
+    draft = into / "draft"
+    draft.mkdir(parents=True)
+    folder = checkpoint(draft, task, [(given, None)], weights)
+    order = {"lora_name": f"by-hand-{folder.name[7:19]}", "lora_path": str(folder / "adapter")}
+    assert (await served._api.post("/v1/load_lora_adapter", order)).status == 200
+    model = attached(served, model=order["lora_name"])
+    await model.ready(1200)
+    said = (await model.answer(task, given)).output
+    await model.close()
+    assert (await served._api.post("/v1/unload_lora_adapter", order)).status == 200
+    return checkpoint(into, task, [(given, said)], weights, (await served.answer(task, given)).output), said
 
 
 # --- answers ------------------------------------------------------------------------------------------------------------
@@ -132,10 +160,9 @@ async def test_every_answer_fits_its_schema_with_its_fields_in_order(served: Loc
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 async def test_it_keeps_the_contract(served: Local, check: Callable[[Case], Any]) -> None:
-    model, task = attached(served), asks(SCHEMAS["nullable"])
+    model = attached(served)
     await model.ready()
-    pairs = [(given, (await model.answer(task, given)).output) for given in INPUTS[:2]]
-    await check(Case(model, task, pairs))
+    await check(Case(model, REPEAT, REPEATED[:2]))
     await model.close()
 
 
@@ -186,6 +213,47 @@ async def test_it_is_recognised_again_while_others_ask(served: Local) -> None:  
 # --- adapters -----------------------------------------------------------------------------------------------------------
 
 
+async def names(served: Local) -> list[str]:
+    body = (await served._api.get("/v1/models")).body
+    assert body is not None
+    return [entry["id"] for entry in body["data"]]
+
+
+async def test_versions_answer_beside_each_other_and_leave_the_base_as_it_was(served: Local, tmp_path: Path) -> None:
+    task, given = REPEAT, REPEATED[0][0]
+    bare = (await served.answer(task, given)).output
+    assert bare == REPEATED[0][1]
+    versions: dict[str, tuple[Local, Json]] = {}
+    for strength in (0.3, 0.5):
+        folder, said = await learned(served, tmp_path / str(strength), task, lora(strength, 1), given)
+        model = attached(served, checkpoint=str(folder))
+        await model.ready(1200)
+        versions[f"apprentice-{folder.name[7:19]}"] = model, said
+    first, second = versions
+    assert len({json.dumps(said) for said in (bare, *(said for _, said in versions.values()))}) == 3
+    assert sorted(await names(served)) == sorted([MODEL, first, second])
+    answers = await asyncio.gather(*(model.answer(task, given) for model, _ in versions.values()))
+    assert [answer.output for answer in answers] == [said for _, said in versions.values()]
+    assert [answer.model for answer in answers] == [first, second], "the server says whom it asked"
+    assert (await served.answer(task, given)).output == bare
+    await versions[second][0].close()  # rolled back: the one before it never left
+    assert sorted(await names(served)) == sorted([MODEL, first])
+    assert (await versions[first][0].answer(task, given)).output == versions[first][1]
+    await versions[first][0].close()
+    assert await names(served) == [MODEL]
+    assert (await served.answer(task, given)).output == bare
+
+
+async def test_an_adapter_that_changes_nothing_does_not_pass_for_one_that_does(served: Local, tmp_path: Path) -> None:
+    task, (given, right) = REPEAT, REPEATED[0]
+    folder = checkpoint(tmp_path, task, [(given, {"word": "apple"})], lora(0.0), right)
+    model = attached(served, checkpoint=str(folder))
+    with pytest.raises(ModelUnavailable, match=r'answers \{"word":"blue"\} to a probe that it answered with .*"apple"'):
+        await model.ready(1200)
+    await model.close()
+    assert await names(served) == [MODEL]
+
+
 async def test_an_adapter_that_the_server_cannot_find_is_told(served: Local, tmp_path: Path) -> None:
     task = asks(fields(word={"type": "string", "enum": WORDS}))
     folder = checkpoint(tmp_path, task, [(INPUTS[0], {"word": "blue"})], lora(0.1))
@@ -196,3 +264,38 @@ async def test_an_adapter_that_the_server_cannot_find_is_told(served: Local, tmp
     with pytest.raises(ModelUnavailable, match=r"does not load the adapter .* on its own disk"):
         await model.ready(1200)
     await model.close()
+
+
+# --- killed in the middle of requests -----------------------------------------------------------------------------------
+
+
+async def test_killed_it_costs_no_answer_and_comes_back_with_its_adapter(  # F65
+    served: Local, configured: Callable[..., Config], tmp_path: Path
+) -> None:
+    """Its owner starts the server again; the engine, which is attached to it, loads its adapter again."""
+    async with serve_openai(lambda _: FROM_REMOTE) as remote:
+        settings = {"model": MODEL, "base_url": served.url, "max_tokens": 64, "timeout": 120, "start_timeout": 1200}
+        config = on_servers(configured, remote.url, backend="vllm", settings=settings)
+        folder, _ = await learned(served, tmp_path, config.tasks[0].task, lora(0.5, 1), GIVEN)
+        store = await serving(config, {"v1": folder})
+        async with Apprentice(config, seed=1) as app:
+            await ask_until(app, store, answered_locally)
+            first = served.pid
+            assert first is not None
+            group = members(first)
+            crowd = Crowd(app, 2)
+            await crowd.go_on(2)
+            os.kill(first, signal.SIGKILL)
+            await until(lambda: state(app) != "ready", 120)
+            told = state(app)
+            await until(lambda: not any(map(runs, group)))
+            await crowd.go_on(4)
+            await until(lambda: state(app) == "ready", 1200)
+            await crowd.home()
+            record = await ask_until(app, store, answered_locally)
+            assert record.local is not None
+            assert record.local.model == f"apprentice-{folder.name[7:19]}"
+            assert served.pid not in (None, first)
+        await check_failures(store)
+        await store.close()
+    assert told.startswith(("failed: it stopped answering", "failed: vllm", "still loading"))

@@ -41,13 +41,13 @@ def test_the_checkpoint_is_the_checked_adapter(tmp_path: Path) -> None:
         {"/datasets": 1, ":upload": 2, "/supervised": 1},
     ],
 )
-def test_lost_answers_lead_to_the_same_dataset_and_the_same_job(tmp_path: Path, lost: dict[str, int]) -> None:
+def test_lost_answers_lead_to_the_same_dataset_and_the_same_job(tmp_path: Path, lost: dict[str, int]) -> None:  # F63
     with serving("fireworks", lost=Counter(lost)) as service:
         trainer("fireworks", service).train(TASK, examples(), into=tmp_path, seed=0)
         assert (len(service.jobs), len(service.files)) == (1, 1)
 
 
-def test_a_job_of_our_id_that_exists_is_ours(tmp_path: Path) -> None:
+def test_a_job_of_our_id_that_exists_is_ours(tmp_path: Path) -> None:  # F63
     with serving("fireworks") as service:
         first = trainer("fireworks", service).train(TASK, examples(), into=tmp_path / "a", seed=0)
         second = trainer("fireworks", service).train(TASK, examples(), into=tmp_path / "b", seed=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -85,6 +86,17 @@ def test_an_interpreter_without_torch_is_said_with_the_extra(python: Callable[..
     assert raised.value.hint == "pip install 'apprentice[train]'"
 
 
+def test_4_bits_by_name_need_a_package_that_no_extra_has_and_that_is_said_at_once(
+    python: Callable[..., str], gguf: str
+) -> None:
+    told = {"gguf": gguf, "python": python("bitsandbytes")}
+    with pytest.raises(ConfigError, match="quantise: 4bit needs the package 'bitsandbytes'") as raised:
+        plugins.build("trainers", "huggingface", quantise="4bit", **told)
+    assert raised.value.hint == "pip install bitsandbytes"
+    found = plugins.build("trainers", "huggingface", gguf=gguf, python=python(), quantise="4bit")
+    assert settings_of(found)["quantise"] == "4bit"
+
+
 def test_the_defaults_are_those_of_the_table(python: Callable[..., str], gguf: str) -> None:
     found = settings_of(plugins.build("trainers", "huggingface", gguf=gguf, python=python()))
     assert found == {
@@ -135,7 +147,7 @@ def test_a_tier_names_base_latency_and_learning_rate(
 ) -> None:
     trainer = plugins.build("trainers", "huggingface", tier=tier, gguf=gguf, python=python())
     assert trainer._recipe.base == TIERS[tier].base
-    assert TIERS[tier].latency_ms == latency
+    assert TIERS[tier].latency_ms == trainer._recipe.latency_ms == latency
     assert (settings_of(trainer)["tier"], settings_of(trainer)["learning_rate"]) == (tier, 2e-4)
 
 
@@ -231,7 +243,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Calm:
 @pytest.mark.parametrize(("way", "kills"), [("lora", (1, 12, 31)), ("full", (1, 40)), ("dpo", (60, 125))])
 def test_it_learns_and_what_was_killed_comes_to_the_same_bytes_without_pickles(
     way: str, kills: tuple[int, ...], calm: Calm, tmp_path: Path
-) -> None:
+) -> None:  # F66
     undisturbed = calm(way)
     metrics, outcome = undisturbed.manifest["metrics"], undisturbed.manifest["outcome"]
     assert metrics["agreement"] >= 0.5  # a model of random numbers has nothing right before it is taught
@@ -256,6 +268,20 @@ def test_it_learns_and_what_was_killed_comes_to_the_same_bytes_without_pickles(
     assert content(again) == content(undisturbed)
     order = taken(into)
     assert max(before - after + 1 for before, after in pairwise(order)) <= 5
+
+
+@pytest.mark.slow
+def test_a_short_run_stops_when_what_is_kept_back_gets_no_better(tmp_path: Path) -> None:
+    dice, kinds = random.Random(0), list(THINGS)
+    noise = [row.model_copy(update={"target": {"kind": dice.choice(kinds)}}) for row in examples()]
+    made = tiny(tmp_path, patience=2, checkpoint_every=50, held=0.2).train(TASK, noise, into=tmp_path / "it", seed=0)
+    [told] = (tmp_path / "it").glob(".training/*/progress.jsonl")
+    lines = [json.loads(line) for line in told.read_text().splitlines()]
+    held = {line["step"]: line["held_loss"] for line in lines if "held_loss" in line}
+    outcome = made.manifest["outcome"]
+    assert outcome["steps"] == max(held) < 50 < lines[0]["steps"]
+    assert outcome["held_loss"] == min(held.values()) == held[outcome["best_step"]]
+    assert sum(step > outcome["best_step"] for step in held) == 2
 
 
 @pytest.mark.slow

@@ -66,14 +66,14 @@ def test_the_same_examples_are_not_paid_for_twice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lost", [{"/files": 1}, {"/fine_tuning/jobs": 1}, {"/files": 2, "/fine_tuning/jobs": 1}])
-def test_what_was_made_although_its_answer_was_lost_is_found_again(tmp_path: Path, lost: dict[str, int]) -> None:
+def test_what_was_made_although_its_answer_was_lost_is_found_again(tmp_path: Path, lost: dict[str, int]) -> None:  # F63
     with serving("openai", lost=Counter(lost)) as service:
         made = trainer("openai", service).train(TASK, examples(), into=tmp_path, seed=0)
         assert (len(service.jobs), service.creations, len(service.files)) == (1, 1, 1)
         assert made.manifest["cost"] == service.bill
 
 
-def test_a_job_that_does_not_show_yet_is_looked_for_before_it_is_made_again(tmp_path: Path) -> None:
+def test_a_job_that_does_not_show_yet_is_looked_for_before_it_is_made_again(tmp_path: Path) -> None:  # F63
     with serving("openai", lost=Counter({"/fine_tuning/jobs": 1}), hidden=5) as service:
         trainer("openai", service, hidden=30.0).train(TASK, examples(), into=tmp_path, seed=0)
         assert service.creations == 1

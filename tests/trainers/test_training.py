@@ -24,7 +24,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apprentice import jobs, plugins, process, weights
+from apprentice import jobs, plugins, process, report, weights
 from apprentice.calibration import SAME, calibrate, checked
 from apprentice.config import Config
 from apprentice.errors import ConfigError, MissingExtra, TrainingError
@@ -36,6 +36,7 @@ from apprentice.trainers import _training
 from apprentice.trainers._training import Recipe, Trained
 from apprentice.types import Checkpoint, Example, Json, Store
 
+from ..conftest import YAML
 from .folders import as_folder
 
 PUPIL = Path(__file__).with_name("pupil.py")
@@ -187,7 +188,7 @@ async def test_it_is_taught_the_very_messages_that_a_server_is_asked(base: Path,
     assert {line["completion"][0]["content"] for line in taught} == {'{"kind":"fruit"}', '{"kind":"animal"}'}
 
 
-def test_the_child_gets_paths_and_no_key_and_is_told_to_stay_offline(calm: Checkpoint) -> None:
+def test_the_child_gets_paths_and_no_key_and_is_told_to_stay_offline(calm: Checkpoint) -> None:  # F77
     told = calm.manifest["outcome"]
     known = set(process.environment({})) | set(_training._DEVICES) | set(_training._OFFLINE) | {"LC_CTYPE"}
     assert set(told["environment"]) <= known
@@ -204,7 +205,7 @@ def test_a_variable_is_passed_on_only_where_the_operator_names_it(monkeypatch: p
         _training.passed(["TRACKER_KEY"], "pupil")
 
 
-def test_an_adapter_that_changes_no_answer_is_no_version(base: Path, tmp_path: Path) -> None:
+def test_an_adapter_that_changes_no_answer_is_no_version(base: Path, tmp_path: Path) -> None:  # F74
     with pytest.raises(TrainingError, match="as its base does"):
         pupil(base, effect=0.0).train(TASK, examples(ROWS), into=tmp_path, seed=0)
     assert not list(tmp_path.glob("sha256-*"))
@@ -227,6 +228,9 @@ def test_the_interpreter_is_asked_what_it_has() -> None:
         with pytest.raises(MissingExtra) as raised:
             _training.interpreter(python, ["json", "no_such_package"], extra="train", trainer="t")
         assert raised.value.hint == "pip install 'apprentice[train]'"
+        apart = {"no_such_package": "depth: 4"}
+        with pytest.raises(ConfigError, match=f"depth: 4 needs the package 'no_such_package', not in {sys.executable}"):
+            _training.interpreter(python, ["json"], extra="train", trainer="t", apart=apart)
     with pytest.raises(ConfigError, match="no program"):
         _training.interpreter("no-such-python", ["json"], extra="train", trainer="t")
 
@@ -291,7 +295,7 @@ def whole(base: Path, folder: Path) -> Trained:
 
 def test_a_whole_model_is_kept_by_its_content_and_served_without_its_base_also_after_a_kill_while_it_was_moved(
     base: Path, tmp_path: Path
-) -> None:
+) -> None:  # F66
     gone = tmp_path / "gone.gguf"
     shutil.copyfile(base, gone)
     into = tmp_path / "models"
@@ -319,7 +323,7 @@ def test_a_whole_model_is_kept_by_its_content_and_served_without_its_base_also_a
 
 def test_a_child_that_fails_says_why_and_the_next_goes_on_from_its_checkpoint(
     base: Path, calm: Checkpoint, tmp_path: Path
-) -> None:
+) -> None:  # F66, F77
     with Halted(pupil(base, halt_at=8), tmp_path / "rough") as halted:
         [child] = [one.pid for one in process.running() if str(tmp_path / "rough") in " ".join(one.argv)]
         os.kill(child, signal.SIGKILL)
@@ -330,6 +334,24 @@ def test_a_child_that_fails_says_why_and_the_next_goes_on_from_its_checkpoint(
     again = pupil(base, halt_at=8).train(TASK, examples(ROWS), into=tmp_path / "rough", seed=0, licence={"rows": ROWS})
     assert steps(tmp_path / "rough") == [1, 2, 3, 4, 5, 6, 7, 6, 7, 8, 9, 10, 11, 12]
     assert _weights(files(again)) == _weights(files(calm))
+
+
+def test_a_child_that_ends_in_order_without_an_adapter_has_failed_and_the_next_one_makes_it(
+    base: Path, tmp_path: Path
+) -> None:  # F77
+    for name, leaves in (("nothing", ""), ("half", "(folder / 'result').mkdir()")):
+        code = f"import sys; from pathlib import Path; folder = Path(sys.argv[1]); {leaves}; print('all is well')"
+        into = tmp_path / name
+
+        def command(folder: Path, code: str = code) -> Sequence[str]:
+            return [sys.executable, "-c", code, str(folder)]
+
+        quiet = Trained(dataclasses.replace(pupil(base)._recipe, command=command))
+        with pytest.raises(TrainingError, match="all is well") as raised:
+            quiet.train(TASK, examples(ROWS), into=into, seed=0)
+        assert raised.value.hint == "the next cycle goes on from its last checkpoint"
+        assert not list(into.glob("sha256-*"))
+    assert pupil(base).train(TASK, examples(ROWS), into=into, seed=0).path.is_dir()
 
 
 WORKER = """
@@ -344,7 +366,7 @@ pupil(Path(sys.argv[1]), halt_at=8).train(TASK, examples(ROWS), **told)
 
 def test_a_killed_worker_leaves_no_child_and_the_next_one_comes_to_the_same_checkpoint(
     base: Path, calm: Checkpoint, tmp_path: Path
-) -> None:
+) -> None:  # F77
     into = tmp_path / "rough"
     root = Path(__file__).parents[2]
     with subprocess.Popen([sys.executable, "-c", WORKER, str(base), str(into)], cwd=root) as worker:
@@ -361,7 +383,7 @@ def test_a_killed_worker_leaves_no_child_and_the_next_one_comes_to_the_same_chec
     assert steps(into) == [1, 2, 3, 4, 5, 6, 7, 6, 7, 8, 9, 10, 11, 12]
 
 
-def test_an_older_token_never_publishes_over_a_newer_one(base: Path, tmp_path: Path) -> None:
+def test_an_older_token_never_publishes_over_a_newer_one(base: Path, tmp_path: Path) -> None:  # F78
     with Halted(pupil(base, halt_at=8), tmp_path, token=1) as older, ThreadPoolExecutor(1) as pool:
         newer = pupil(base, halt_at=8)
         newer.lead(2)
@@ -425,7 +447,9 @@ def test_a_training_that_is_stopped_ends_its_child_and_is_gone_on_with(base: Pat
     assert steps(tmp_path)[7:9] == [6, 7]
 
 
-def test_a_job_that_was_interrupted_is_finished_although_more_was_recorded_since(base: Path, tmp_path: Path) -> None:
+def test_a_job_that_was_interrupted_is_finished_although_more_was_recorded_since(
+    base: Path, tmp_path: Path
+) -> None:  # F78
     with Halted(pupil(base, halt_at=8), tmp_path) as halted:
         halted.trainer.stop()
         with pytest.raises(TrainingError):
@@ -503,6 +527,61 @@ async def test_a_cycle_leads_under_its_lease_and_stops_the_child_when_it_is_canc
     (folder_of(into) / "halt").unlink()
     assert (await begin()).path.is_dir()
     await store.close()
+
+
+SHOWN = """
+import asyncio
+import sys
+import time
+from pathlib import Path
+from apprentice import config, jobs, plugins
+from apprentice.purse import Purse
+from apprentice.testing.trainers import examples
+from tests.trainers.test_training import ROWS, pupil
+async def main():
+    settings = config.load(Path(sys.argv[2]))
+    store = plugins.build("stores", "sqlite", path=settings.store.path)
+    lease = await store.acquire("learn/sort", "worker", time.time(), 60.0)
+    into = settings.local.model_dir / "sort"
+    into.mkdir(parents=True)
+    with jobs.shown(into, trainer="pupil", since=5.0, lease=lease):
+        await jobs.train(
+            settings.tasks[0], pupil(Path(sys.argv[1]), halt_at=8), examples(ROWS), into=into, seed=0, licence={},
+            lease=lease, store=store, purse=Purse(settings, store, clock=time.time),
+        )
+asyncio.run(main())
+"""
+
+
+def test_the_status_shows_a_training_of_another_process_for_as_long_as_that_lives(
+    configured: Callable[..., Config], base: Path, tmp_path: Path
+) -> None:
+    config = configured()
+    file = tmp_path / "apprentice.yaml"
+    file.write_text(YAML.replace("BASE_URL", "http://127.0.0.1:9"))
+    into = config.local.model_dir / "sort"
+
+    async def shown() -> jobs.Training | None:
+        store: Store = plugins.build("stores", "sqlite", path=config.store.path)
+        [status] = await report.status(config, store, now=time.time(), task="sort")
+        await store.close()
+        return status.training
+
+    argv = [sys.executable, "-c", SHOWN, str(base), str(file)]
+    with subprocess.Popen(argv, cwd=Path(__file__).parents[2]) as worker:
+        try:
+            until(lambda: any(into.glob(".training/*/row.json")))
+            (folder_of(into) / "halt").touch()
+            until(lambda: steps(into)[-1:] == [7])
+            now = asyncio.run(shown())
+        finally:
+            worker.kill()
+    assert now is not None and now.told_at is not None
+    assert (now.trainer, now.since, now.token) == ("pupil", 5.0, 1)
+    assert (now.step, now.steps, now.loss, now.held_loss, now.eta) == (7, LAST, 1 / 7, None, 0.0)
+    assert asyncio.run(shown()) is None  # although the job is open
+    assert len(pupil(base).progress(into)) == 1
+    until(lambda: not [one for one in process.running() if str(into) in " ".join(one.argv)])
 
 
 # --- calibration --------------------------------------------------------------------------------------------------------

@@ -72,10 +72,10 @@ def test_a_torch_that_cannot_be_loaded_is_said_in_its_own_words(gguf: str, tmp_p
 
 
 def test_its_settings_are_those_of_the_trainer_on_trl(gguf: str, tmp_path: Path) -> None:
-    program = python(tmp_path / "env", unsloth="", torch=GPU)
+    program = python(tmp_path / "env", unsloth="", torch=GPU, bitsandbytes="")
     settings = {"rank": 8, "alpha": 24, "batch_size": 3, "learning_rate": 0.002, "quantise": "4bit", "report_to": ["x"]}
     mine = trainer(gguf, program, **settings)._recipe
-    both = {"unsloth.py": "", "torch.py": GPU, **{f"{name}.py": "" for name in NAMES}}
+    both = {"unsloth.py": "", "torch.py": GPU, "bitsandbytes.py": "", **{f"{name}.py": "" for name in NAMES}}
     other = plugins.build(
         "trainers", "huggingface", gguf=gguf, python=python_with(tmp_path / "env2", both), **settings
     )._recipe
@@ -91,6 +91,7 @@ def test_unsloth_is_asked_for_just_this_base_and_comes_before_trl(gguf: str, tmp
         "torch": TORCH,
         "transformers": RUN,
         "trl": "class SFTTrainer: pass\nclass DPOTrainer: pass\n",
+        "bitsandbytes": "",
     }
     program = python(tmp_path / "env", **tells)
     [site] = (tmp_path / "env").glob("lib/python*/site-packages")

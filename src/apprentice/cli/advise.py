@@ -6,7 +6,7 @@ import argparse
 import time
 
 from apprentice.advise import ROWS, Advice, Rung, advise
-from apprentice.cli.terminal import Command, positive, print_json, share, with_store
+from apprentice.cli.terminal import Command, above_zero, positive, print_json, share, with_store
 from apprentice.config import Config
 from apprentice.types import Store
 
@@ -80,7 +80,7 @@ COMMANDS = (
             ),
             (
                 "--seconds",
-                {"type": float, "default": 60.0, "metavar": "N", "help": "to take, about; default: %(default)s"},
+                {"type": above_zero, "default": 60.0, "metavar": "N", "help": "to take, about; default: %(default)s"},
             ),
         ),
     ),

@@ -11,10 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from apprentice import config as configuration
-from apprentice import licence
+from apprentice import licence, plugins
+from apprentice.calls import price_of
 from apprentice.cli.terminal import Command, positive, print_json, promise
+from apprentice.config import Config
 from apprentice.demo import demo
-from apprentice.errors import ConfigError
+from apprentice.errors import ConfigError, PriceUnknown
 from apprentice.licence import Line
 from apprentice.selection import teachers
 
@@ -67,7 +69,7 @@ def _check(parsed: argparse.Namespace) -> int:
     """Check a configuration without spending anything."""
     config = configuration.load(parsed.config)
     configuration.check_learnable(config)
-    missing = configuration.missing(config)
+    missing = configuration.missing(config) + _unpriced(config)
     today = datetime.now(UTC).date()
     asked = licence.explain(
         [teacher for _, teacher in teachers(config)], [task.name for task in config.tasks], today=today
@@ -93,6 +95,19 @@ def _check(parsed: argparse.Namespace) -> int:
     for warning in mute:
         print(f"  licence: {warning} (`apprentice licence` explains)", file=sys.stderr)
     return 0
+
+
+def _unpriced(config: Config) -> list[str]:
+    """Models that are never called, because nobody could say what a call costs; plugins that are missing have no price."""
+    found = []
+    for remote in (config.remote, *config.remote.additional_providers, *config.teachers):
+        if remote.provider not in plugins.names("models"):
+            continue
+        try:
+            price_of(remote)
+        except PriceUnknown as error:
+            found.append(f"{error}; {error.hint}")
+    return list(dict.fromkeys(found))
 
 
 def _licence(parsed: argparse.Namespace) -> int:

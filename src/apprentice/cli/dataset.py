@@ -54,7 +54,9 @@ def _export(parsed: argparse.Namespace) -> int:
             replace_file(parsed.out / f"{split}.jsonl", text.encode())
         replace_file(parsed.out / "README.md", _markdown(card).encode())
     except OSError as error:
-        raise ConfigError(f"{parsed.out} cannot be written: {error.strerror}") from error
+        raise ConfigError(
+            f"{parsed.out} cannot be written: {error.strerror}", hint="--out DIR: another place"
+        ) from error
     if parsed.json:
         print_json(card)
     else:

@@ -31,7 +31,8 @@ def _models(parsed: argparse.Namespace) -> int:
         "export": _export,
     }
     if parsed.action != "list" and parsed.what is None:
-        raise ConfigError(f"models {parsed.action} needs {'a MODEL' if parsed.action == 'pull' else 'a TASK'}")
+        what = "MODEL" if parsed.action == "pull" else "TASK"
+        raise ConfigError(f"models {parsed.action} needs a {what}", hint=f"apprentice models {parsed.action} {what}")
     return acts[parsed.action](parsed)
 
 

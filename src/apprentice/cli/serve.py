@@ -39,8 +39,11 @@ def _serve(parsed: argparse.Namespace) -> int:
     if not settings.keyless and not asyncio.run(_with_store(parsed, keys.known)):
         print("no key can use it yet: apprentice keys create NAME --role call", file=sys.stderr)
     url = f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{settings.port}"
-    print(f"apprentice at {url}, base URL for clients: {url}/v1", file=sys.stderr)
-    serve(config, settings, source=parsed.config, workers=parsed.workers, log=parsed.log)
+
+    def heard() -> None:
+        print(f"apprentice at {url}, base URL for clients: {url}/v1", file=sys.stderr, flush=True)
+
+    serve(config, settings, source=parsed.config, workers=parsed.workers, log=parsed.log, heard=heard)
     return 0
 
 
@@ -48,7 +51,9 @@ def _keys(parsed: argparse.Namespace) -> int:
     """Make, list or revoke the keys of the gateway. A new key is shown once."""
     run: dict[str, Callable[[argparse.Namespace], int]] = {"create": _create, "list": _list, "revoke": _revoke}
     if (parsed.name is None) != (parsed.action == "list"):
-        raise ConfigError(f"keys {parsed.action} takes {'no' if parsed.action == 'list' else 'a'} name")
+        takes = "no name" if parsed.action == "list" else "a name"
+        said = "" if parsed.action == "list" else " NAME"
+        raise ConfigError(f"keys {parsed.action} takes {takes}", hint=f"apprentice keys {parsed.action}{said}")
     return run[parsed.action](parsed)
 
 
@@ -109,6 +114,13 @@ async def _with_store[T](parsed: argparse.Namespace, act: Callable[[Store], Awai
         await store.close()
 
 
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 65_535:
+        raise argparse.ArgumentTypeError(f"{text} is no port from 0 to 65535")
+    return value
+
+
 def _limit(text: str) -> Decimal:
     try:
         amount = Decimal(text)
@@ -136,7 +148,7 @@ COMMANDS = (
         "apprentice serve --port 8411",
         (
             ("--host", {"default": _DEFAULTS.host, "help": "default: %(default)s, which only this machine reaches"}),
-            ("--port", {"type": int, "default": PORT, "help": "default: %(default)s"}),
+            ("--port", {"type": _port, "default": PORT, "help": "default: %(default)s"}),
             ("--name", {"action": "append", "default": [], "metavar": "HOST", "help": "a host name that clients use"}),
             (
                 "--origin",

@@ -8,7 +8,7 @@ import time
 
 from apprentice import config as configuration
 from apprentice import feedback, worker
-from apprentice.cli.terminal import Command, Either, json_of, print_json, with_store
+from apprentice.cli.terminal import Command, Either, above_zero, json_of, print_json, with_store
 from apprentice.config import Config
 from apprentice.types import Correction, Store
 
@@ -23,7 +23,7 @@ def _feedback(parsed: argparse.Namespace) -> int:
             parsed.request_id,
             parsed.action or "corrected",
             at=time.time(),
-            target=None if parsed.corrected is None else json_of(parsed.corrected),
+            target=None if parsed.corrected is None else json_of(parsed.corrected, "corrected"),
             by=parsed.by,
             comment=parsed.comment,
         )
@@ -83,7 +83,12 @@ COMMANDS = (
         (
             (
                 "--every",
-                {"type": float, "default": 60.0, "metavar": "SECONDS", "help": "between looks; default: %(default)s"},
+                {
+                    "type": above_zero,
+                    "default": 60.0,
+                    "metavar": "SECONDS",
+                    "help": "between looks; default: %(default)s",
+                },
             ),
         ),
     ),

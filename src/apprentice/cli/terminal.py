@@ -69,11 +69,12 @@ def print_json(value: Any, *, indent: int | None = None) -> None:
     print(json.dumps(value, ensure_ascii=True, indent=indent), flush=True)
 
 
-def json_of(text: str) -> Json:
+def json_of(text: str, what: str = "input") -> Json:
+    """The value of an argument named --`what`. Raises InvalidRequest."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"the input is not JSON: {error}", hint="""say --input '{"text": "…"}'""") from error
+        raise InvalidRequest(f"the {what} is not JSON: {error}", hint=f"""say --{what} '{{"field": "…"}}'""") from error
 
 
 def code_of(error: ApprenticeError) -> int:

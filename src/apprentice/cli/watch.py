@@ -16,6 +16,7 @@ from apprentice.cli.terminal import Command, above_zero, dollars, mode_text, pri
 from apprentice.config import Config
 from apprentice.dashboard import views
 from apprentice.errors import ConfigError, MissingExtra
+from apprentice.jobs import Training
 from apprentice.report import (
     WHY,
     CalibrationLine,
@@ -42,10 +43,10 @@ _PAIRS = {"answers": "local and remote numbers", "confidence": "confidence and s
 
 
 def _status(parsed: argparse.Namespace) -> int:
-    """Show where each task stands."""
+    """Show where each task stands, and how far a training has come that goes on."""
 
     async def read(config: Config, store: Store) -> list[TaskStatus]:
-        return await status(config, store, now=time.time())
+        return await status(config, store, now=time.time(), task=parsed.task)
 
     found = with_store(parsed, read)
     if parsed.json:
@@ -171,6 +172,8 @@ def _status_text(task: TaskStatus) -> str:
         lines.append(f"  correlation {', '.join(said)}; too noisy to act on")
     if task.mode is not None:
         lines.append(f"  mode        {mode_text(task.mode)}")
+    if task.training is not None:
+        lines.append(f"  training    {_training_text(task.training)}")
     lines += [
         f"  spend       {_spend_text(window)}" for window in task.spend if window.limit is not None or window.spent
     ]
@@ -282,6 +285,19 @@ def _agreement_text(task: TaskStatus) -> str:
     )
 
 
+def _training_text(now: Training) -> str:
+    said = [f"{now.trainer}, since {when(now.since)}"]
+    if now.step is not None:
+        said.append(f"step {now.step:,}" + (f" of {now.steps:,}" if now.steps else ""))
+    if now.loss is not None:
+        said.append(f"loss {now.loss:.4g}")
+    if now.held_loss is not None:
+        said.append(f"{now.held_loss:.4g} on kept-back examples")
+    if now.eta is not None:
+        said.append(f"about {now.eta / 60:,.0f} min left" if now.eta >= 90 else f"about {now.eta:.0f} s left")
+    return ", ".join(said) + ("" if now.told_at is None else f" (told {when(now.told_at)})")
+
+
 def _spend_text(window: Spend) -> str:
     limit = "" if window.limit is None else f" of ${window.limit / 1e6:.2f}"
     ahead = "" if window.reached_at is None else f", reached on {when(window.reached_at)} at this rate"
@@ -352,7 +368,7 @@ def _calibration_text(line: CalibrationLine) -> str:
 
 
 COMMANDS = (
-    Command("status", _status, "apprentice status --json"),
+    Command("status", _status, "apprentice status --json", (("task", {"nargs": "?"}),)),
     Command(
         "report",
         _report,

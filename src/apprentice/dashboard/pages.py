@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from apprentice.dashboard.charts import Chart, chart
-from apprentice.dashboard.views import TaskView
+from apprentice.dashboard.views import TaskView, happenings
 from apprentice.report import WHY
 from apprentice.types import Json, Micros, Seconds, Version
 
@@ -96,6 +96,7 @@ def _environment() -> Environment:
         "pretty": pretty,
         "brief": _brief,
         "examined": _examined,
+        "happenings": happenings,
     }
     made.globals |= {"charts": charts, "why": WHY, "phases": _PHASES}
     return made

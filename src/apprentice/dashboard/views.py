@@ -6,14 +6,14 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from apprentice import bounds, confidence, lineage
+from apprentice import alerts, bounds, confidence, lineage
 from apprentice.config import Config, TaskConfig
 from apprentice.feedback import current
 from apprentice.lineage import Lineage
 from apprentice.report import TaskReport, TaskStatus, report, status
-from apprentice.types import Confidence, Correction, Json, Record, Seconds, Store, Value
+from apprentice.types import Confidence, Correction, Event, Json, Record, Seconds, Store, Value
 
 _PAGE = 1000  # Records read at a time
 _ALPHA = 0.05
@@ -85,6 +85,23 @@ class TaskView:
     confused: list[Confused]  # the most frequent first
     fields: list[FieldLine]
     recent: list[Record]  # the newest first
+
+
+class Happening(NamedTuple):
+    """An event, and for an alert that another event ends, whether one did."""
+
+    event: Event
+    state: Literal["open", "over"] | None
+
+
+def happenings(tasks: Iterable[TaskView]) -> list[Happening]:
+    """The last events of each task, the newest of all first. What came after one of them is among them, so `state` is exact."""
+    found = [
+        Happening(event, alerts.standing(event, task.status.events[number:]))
+        for task in tasks
+        for number, event in enumerate(task.status.events, 1)
+    ]
+    return sorted(found, key=lambda one: one.event.at, reverse=True)
 
 
 async def read(config: Config, store: Store, *, now: Seconds) -> list[TaskView]:

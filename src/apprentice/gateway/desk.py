@@ -206,6 +206,7 @@ class Gateway:
         lines = [
             line("request-id", record.request_id),
             line("source", "remote"),
+            line("phase", record.decision.phase),
             line("cost-usd", f"{record.cost / 1e6:.6f}"),
         ]
         output, usage = veil.show(record.remote.output), record.remote.usage or _NONE

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from apprentice.report import TaskStatus
-from apprentice.types import Phase, Seconds
+from apprentice.types import Confidence, Phase, Seconds
 
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
@@ -65,9 +65,14 @@ class _Known:
 
     def collect(self) -> Iterable[Metric]:
         requests = CounterMetricFamily("apprentice_requests", "Requests recorded", labels=["task"])
-        labels = CounterMetricFamily("apprentice_labels", "Remote answers recorded", labels=["task"])
+        labels = CounterMetricFamily("apprentice_labels", "Requests with a remote answer", labels=["task"])
         phase = GaugeMetricFamily("apprentice_phase", "1 for the phase that a task is in", labels=["task", "phase"])
+        drift = GaugeMetricFamily("apprentice_drift", "1 for the state of the detectors", labels=["task", "state"])
+        forced = GaugeMetricFamily("apprentice_remote_forced", "1 while an operator wants the remote", labels=["task"])
         version = GaugeMetricFamily("apprentice_champion", "1 for the version that serves", labels=["task", "version"])
+        canary = GaugeMetricFamily(
+            "apprentice_canary_share", "Of what is served alone, while one is tried out", labels=["task", "version"]
+        )
         spent = GaugeMetricFamily("apprentice_spent_usd", "Spent or held in a window", labels=["task", "window"])
         limit = GaugeMetricFamily("apprentice_cap_usd", "The cap of a window", labels=["task", "window"])
         numbers = {
@@ -78,8 +83,13 @@ class _Known:
             labels.add_metric([task.task], task.labels)
             for name in get_args(Phase):
                 phase.add_metric([task.task, name], float(name == task.confidence.phase))
+            for state in _DRIFTS:
+                drift.add_metric([task.task, state], float(state == task.confidence.drift))
+            forced.add_metric([task.task], float(task.mode is not None))
             if task.version is not None:
                 version.add_metric([task.task, task.version.id], 1.0)
+            if task.confidence.canary is not None:
+                canary.add_metric([task.task, task.confidence.canary], task.confidence.canary_share)
             for window in task.spend:
                 # Without its date, a day's window is the same series tomorrow.
                 own, _, kind = window.window.rpartition("/")
@@ -90,9 +100,10 @@ class _Known:
             for name, family in numbers.items():
                 if (value := getattr(task.confidence, name)) is not None:
                     family.add_metric([task.task], float(value))
-        return [requests, labels, phase, version, spent, limit, *numbers.values()]
+        return [requests, labels, phase, drift, forced, version, canary, spent, limit, *numbers.values()]
 
 
+_DRIFTS: tuple[str, ...] = get_args(Confidence.model_fields["drift"].annotation)
 _NUMBERS = {
     "agreement": "Of the local model with the remote, on audits; it is not accuracy",
     "lower": "Lower bound of the agreement, valid at every moment",
@@ -101,4 +112,7 @@ _NUMBERS = {
     "level": "Share of the least confident requests that go to the remote",
     "audits": "Audits of the version that serves",
     "certified": "1 if the promised agreement is proven",
+    "verified": "0 if there were too few audits of late to say anything",
+    "served_agreement": "Estimated agreement of what was served locally",
+    "ceiling": "Agreement of the remote with itself, on requests that it was asked twice",
 }

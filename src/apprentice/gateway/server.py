@@ -8,6 +8,7 @@ import os
 import resource
 import secrets
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -108,13 +109,24 @@ def listen(settings: Settings) -> socket.socket:
     return opened
 
 
-def serve(config: Config, settings: Settings, *, source: Path, workers: int = 1, log: bool = False) -> None:
+def serve(
+    config: Config,
+    settings: Settings,
+    *,
+    source: Path,
+    workers: int = 1,
+    log: bool = False,
+    heard: Callable[[], None] = lambda: None,
+) -> None:
     """Serve until SIGTERM or SIGINT. `source`: the configuration's file, which each worker reads.
+
+    `heard` is called when the port is ours: whoever connects from then on is answered.
 
     Raises ConfigError and StoreError before anything is served.
     """
     asyncio.run(_opens(config, settings))
     with listen(settings) as opened:
+        heard()
         if workers == 1:
             _calm()
             server(build(config, settings, log=log), settings).run(sockets=[opened])

@@ -165,7 +165,7 @@ def _open(path: Path) -> Iterator[tuple[IO[bytes], int]]:
         start = file.read(2)
         file.seek(0)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}", hint="name a file that can be read") from error
     with file:
         if start == _GZIP:
             unpacked: Any = gzip.GzipFile(fileobj=file)  # an IO[bytes] in all that is used here

@@ -63,8 +63,10 @@ class Endpoint:
         client: wire.Client | None,
         allow_internal: bool,
     ) -> None:
-        if api_key is not None and (not api_key.isascii() or not api_key.isprintable() or not api_key.strip()):
-            raise ConfigError(f"{name}: api_key is empty, or has characters that no key has (a line break, say)")
+        if api_key is not None and not (
+            api_key and api_key == api_key.strip() and api_key.isascii() and api_key.isprintable()
+        ):
+            raise ConfigError(f"{name}: api_key is empty, or has what no key has (a line break, a space at its end)")
         self.name = name
         self._base = wire.check_url(base_url, allow_internal=allow_internal)
         self._path = path
@@ -74,7 +76,7 @@ class Endpoint:
         self._headers = {"content-type": "application/json", **(headers or {})}
         self._free = free
         self._timeout = timeout
-        self._client = client or wire.client(allow_internal=allow_internal, reader=_reader())
+        self._client = client or wire.client(allow_internal=allow_internal, reader=reader())
         self._owned = client is None
 
     async def ask(self, body: bytes) -> wire.Outcome:
@@ -115,8 +117,8 @@ class Endpoint:
 
 
 @cache
-def _reader() -> Callable[[], Reader]:
-    """What reads the answers: the faster one where the package for it is installed. Both read the same."""
+def reader() -> Callable[[], Reader]:
+    """What reads the answers of models: the faster one where the package for it is installed. Both read the same."""
     if importlib.util.find_spec("httptools") is None:
         return Careful
     from apprentice.models._httptools import Reader
@@ -436,11 +438,9 @@ class Shape(NamedTuple):
 class _Form(NamedTuple):
     """What all requests of a task have in common."""
 
-    task: Task
+    task: Task  # as long as it is kept, no other one has its identity
     shape: Shape
-    around: (
-        tuple[bytes, bytes] | None
-    )  # what is before and after the input, as a text in JSON; None: it is built each time
+    around: tuple[bytes, bytes] | None  # the input, as a text in JSON, stands between; None: it is built each time
 
 
 def shape(schema: dict[str, Json]) -> Shape:

@@ -70,12 +70,20 @@ class _Line:
 
     async def answers(self, loop: asyncio.AbstractEventLoop, compute: Callable[[], list[Answer]]) -> list[Answer]:
         answered: asyncio.Future[list[Answer]] = loop.create_future()
+        asked = answered, compute
         with self._lock:
-            self._waiting.append((answered, compute))
+            self._waiting.append(asked)
             more = self._threads < _AT_ONCE
             self._threads += more
         if more:
-            loop.run_in_executor(None, self._work, loop)
+            try:
+                loop.run_in_executor(None, self._work, loop)
+            except RuntimeError:  # no thread is to be had: a line that counted on it would stand for ever
+                with self._lock:
+                    self._threads -= 1
+                    if asked in self._waiting:
+                        self._waiting.remove(asked)
+                raise
         return await answered
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -89,6 +97,10 @@ class _Line:
                 continue
             try:
                 tell = partial(_settle, answered.set_result, compute())
+            except StopIteration as error:  # no future takes it, and whoever asked would wait for ever
+                stopped = RuntimeError("the student raised StopIteration")
+                stopped.__cause__ = error
+                tell = partial(_settle, answered.set_exception, stopped)
             except BaseException as error:  # noqa: BLE001 - a library's panic, too: who asked gets it, the others their answers
                 tell = partial(_settle, answered.set_exception, error)
             loop.call_soon_threadsafe(tell, answered)

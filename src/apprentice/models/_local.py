@@ -34,6 +34,7 @@ from apprentice.models import (
     mappings,
     parse,
     readable,
+    reader,
     shape,
     system,
     text_of,
@@ -83,7 +84,7 @@ class Api:
         self.url = ""
         self.timeout = timeout
         self._key = SecretStr(api_key or "")
-        self._client = client or wire.client(allow_internal=allow_internal)
+        self._client = client or wire.client(allow_internal=allow_internal, reader=reader())
         self._owned = client is None
 
     async def post(self, path: str, body: Json, timeout: Seconds | None = None) -> wire.Outcome:

@@ -40,7 +40,7 @@ from apprentice.types import Seconds
 
 type Row = tuple[Any, ...]
 
-GROUP = 512  # writes in one transaction
+GROUP = 512  # writes with which a transaction begins at once; those of one turn of a loop stay together
 WAL_PAGES = 1000  # 4 MiB, then what is in the log goes to the database
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 FSYNC_CODES = {apsw.SQLITE_IOERR_FSYNC, apsw.SQLITE_IOERR_DIR_FSYNC}
@@ -66,9 +66,8 @@ class Scrub:
     rebuild: bool
 
 
-type _Job = (
-    Row | Booking | Scrub | Callable[[apsw.Connection], Any]
-)  # a Record, of the ledger, the file, any other change
+# A Record, of the ledger, of the file, any other change.
+type _Job = Row | Booking | Scrub | Callable[[apsw.Connection], Any]
 
 
 @dataclass(slots=True, eq=False)
@@ -318,7 +317,7 @@ class Writer:
         return [(write, kept(row)) for write, row in some]
 
     def _why_not(self, row: Row) -> ApprenticeError:
-        values = dict(zip(RECORD_COLUMNS.split(", "), row, strict=True))
+        values = dict(zip(_COLUMNS, row, strict=True))
         key = (values["task"], values["idempotency_key"])
         if fetch(self._connection, "SELECT 1 FROM records WHERE request_id = ?", (values["request_id"],)):
             return StoreError(f"request {from_text(values['request_id'])!r} is recorded already", hint="use a fresh id")

@@ -6,16 +6,22 @@ that a checkpoint is there whole or not at all.
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
+import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
-from apprentice.types import Checkpoint, Example, Json, Task, Trainer
+from apprentice.types import Checkpoint, Example, Json, Seconds, Task, Trainer
+
+JOBS = ".training"
+"""In the folder that is trained into: a folder for each job that is done on this machine."""
 
 _NONE: Mapping[str, Path] = MappingProxyType({})
 
@@ -33,6 +39,61 @@ class Updater(Trainer, Protocol):
         Raises what `train` raises, and TrainingError where only `train` will do.
         """
         ...
+
+
+class Progress(NamedTuple):
+    """How far a job has come. `eta`: seconds that are left, about; `loss`: of the last steps; None: not told yet."""
+
+    job: str
+    step: int
+    steps: int
+    loss: float | None
+    held_loss: float | None
+    eta: Seconds | None
+    at: Seconds | None  # when it was last told
+    token: int  # of the lease of who leads the job
+
+
+def progress(into: Path) -> list[Progress]:
+    """How far the open jobs have come that are trained into this folder, or into one of its parts, as their files say.
+
+    A job that ends meanwhile, or whose row cannot be read, is left out; a line that was not written whole is passed over.
+    """
+    found = []
+    for pattern in (f"{JOBS}/*/row.json", f"*/{JOBS}/*/row.json"):
+        for path in sorted(into.glob(pattern)):
+            with contextlib.suppress(OSError, ValueError):
+                row = _object(path.read_bytes())
+                if row.get("checkpoint") is None:
+                    found.append(_progress(path.parent, row.get("token", 0)))
+    return found
+
+
+def _progress(folder: Path, token: int) -> Progress:
+    told: dict[str, Json] = {}
+    at = None
+    path = folder / "progress.jsonl"
+    with contextlib.suppress(FileNotFoundError):
+        at = path.stat().st_mtime
+        for line in path.read_bytes().splitlines():
+            with contextlib.suppress(ValueError):  # half a line, of a child that writes or was killed while it wrote
+                told |= _object(line)
+    step, steps, loss, held_loss, eta = (
+        _number(told.get(name)) for name in ("step", "steps", "loss", "held_loss", "eta")
+    )
+    return Progress(folder.name, int(step or 0), int(steps or 0), loss, held_loss, eta, at, token)
+
+
+def _object(text: bytes) -> dict[str, Json]:
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("it is no object")
+    return found
+
+
+def _number(told: Json) -> float | None:
+    """A number that JSON can say: a loss that has diverged is none."""
+    return told if isinstance(told, int | float) and math.isfinite(told) else None
 
 
 def keep(into: Path, name: str, files: Mapping[str, bytes], parts: Mapping[str, Path] = _NONE) -> Path:

@@ -5,7 +5,9 @@ A child may have an environment of its own, which has a fine-tuning library and 
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import math
 import os
 import resource
 import runpy
@@ -16,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 _KEPT = ("adapter_config.json", "adapter_model.safetensors")
+_FILLS = 0.6  # of the GPU's memory: a base that is larger leaves too little for learning
+_LOOKS = 4  # in an epoch, at least
 _WHOLE = (  # of a whole model, beside its safetensors
     "config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "chat_template.jinja", "vocab.json", "merges.txt", "added_tokens.json",
@@ -55,15 +59,45 @@ def dtype_of(told: Mapping[str, Any]) -> Any:
 
 
 def in_four_bits(base: str, told: Mapping[str, Any]) -> bool:
-    """Whether the base is held in 4 bits: as asked for, or because it would fill most of the GPU otherwise."""
-    import torch
-
+    """Whether the base is held in 4 bits: as asked for, or because it would fill most of the GPU otherwise. With torch."""
     if told["quantise"] != "auto":
         return bool(told["quantise"] == "4bit")
-    if not torch.cuda.is_available() or not Path(base).is_dir():
+    import torch
+
+    if not torch.cuda.is_available():
         return False
-    size = sum(path.stat().st_size for path in Path(base).glob("*.safetensors"))
-    return bool(size > 0.6 * torch.cuda.get_device_properties(0).total_memory)
+    size, room = _size(base), torch.cuda.get_device_properties(0).total_memory
+    about = f"quantise: auto: the base has {size / 1e9:.1f} GB, the GPU {room / 1e9:.1f}"
+    if not size:
+        about, wanted = f"quantise: auto: no safetensors of {base} are found: its size is not known", False
+    else:
+        wanted = bool(size > _FILLS * room)
+    there = importlib.util.find_spec("bitsandbytes") is not None
+    missing = ", for want of a package: pip install bitsandbytes" if wanted and not there else ""
+    print(f"{about}; {'in' if wanted and there else 'not in'} 4 bits{missing}", flush=True)  # noqa: T201 - to the log
+    return wanted and there
+
+
+def _size(base: str) -> int:
+    """Bytes of the base's safetensors, in its folder or in the Hub's local cache; 0: there are none."""
+    folder = Path(base)
+    if not folder.is_dir():
+        import huggingface_hub
+
+        found = huggingface_hub.try_to_load_from_cache(base, "config.json")
+        if not isinstance(found, str):
+            return 0
+        folder = Path(found).parent
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def look_every(told: Mapping[str, Any], rows: int) -> int:
+    """Steps between two looks at what is kept back, each with a checkpoint: `checkpoint_every`, fewer where that would
+    leave less than four in an epoch of so many rows, or, of a whole model, which is large to keep, less than one."""
+    epoch: int = math.ceil(rows / (told["batch_size"] * told["accumulate"]))
+    often = epoch if told.get("full") else epoch // _LOOKS
+    every: int = told["checkpoint_every"]
+    return max(1, min(every, often))
 
 
 def config_of(base: str) -> dict[str, Any]:

@@ -18,7 +18,8 @@ type Tier = Literal["slm", "small", "medium"]
 
 
 class Preset(NamedTuple):
-    """What a size means. `latency_ms`: what an answer may take; `gates` of a task can hold it to that."""
+    """What a size means. `latency_ms`: what an answer is to take at p95, which the manifest says as the version's target;
+    a gate of the task can hold it to that."""
 
     base: str
     latency_ms: int
@@ -97,7 +98,8 @@ def recipe(
         settings["report_to"] = given["report_to"] or []
     if given["threads"] is not None:
         known["OMP_NUM_THREADS"] = str(given["threads"])
-    program = interpreter(given["python"], needed, extra=extra, trainer=trainer)
+    apart = {"bitsandbytes": "quantise: 4bit"} if given.get("quantise") == "4bit" else {}
+    program = interpreter(given["python"], needed, extra=extra, trainer=trainer, apart=apart)
     script = str(Path(__file__).with_name(f"_{trainer}_run.py"))
     return Recipe(
         trainer,
@@ -114,6 +116,7 @@ def recipe(
         resumes=resumes,
         kind="model" if full else "adapter",
         least_pairs=given["least_pairs"] if method == "dpo" else None,
+        latency_ms=None if given["tier"] is None else TIERS[given["tier"]].latency_ms,
     )
 
 

@@ -39,19 +39,18 @@ from dataclasses import dataclass, field
 from hashlib import file_digest, sha256
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from pydantic import Field
 
 from apprentice import dialogues, fields, plugins, process, weights
 from apprentice.calibration import SAME, Table, auroc, calibrate, ece
 from apprentice.errors import ConfigError, MissingExtra, TrainingError
-from apprentice.trainers import keep, replace_file
+from apprentice.trainers import JOBS, Progress, keep, progress, replace_file
 from apprentice.types import Answer, Checkpoint, Example, Json, Seconds, Task, Value
 
 _NO_PROOF: Mapping[str, Json] = MappingProxyType({})
 _NO_ENV: Mapping[str, str] = MappingProxyType({})
-_FOLDER = ".training"
 _WHOLE = "model"  # in a result and in a checkpoint: the folder of a whole model
 _LOOK: Seconds = 0.2  # between two looks at the child, at the row, and at whether we are to stop
 _HELD = 0.1  # of the examples
@@ -67,17 +66,6 @@ _OFFLINE = MappingProxyType({
     "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
     "TOKENIZERS_PARALLELISM": "false",
 })  # fmt: skip
-
-
-class Progress(NamedTuple):
-    """How far a job has come. `eta`: seconds that are left, about; `loss`: of the last steps; None: not told yet."""
-
-    job: str
-    step: int
-    steps: int
-    loss: float | None
-    held_loss: float | None
-    eta: Seconds | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +92,7 @@ class Recipe:
     resumes: bool = True  # from its last checkpoint; otherwise it starts again
     kind: Literal["adapter", "model"] = "adapter"
     least_pairs: int | None = None  # examples with a rejected answer that it needs; None: it learns by none
+    latency_ms: int | None = None  # what an answer is to take at most, at p95; None: nothing is said of it
 
     @property
     def made(self) -> str:
@@ -151,8 +140,7 @@ class Trained:
 
     def progress(self, into: Path) -> list[Progress]:
         """How far the open jobs of this folder have come."""
-        rows = [(path.parent, _row(path.parent)) for path in sorted((into / _FOLDER).glob("*/row.json"))]
-        return [_progress(folder) for folder, row in rows if row is not None and row.checkpoint is None]
+        return progress(into)
 
     def train(
         self, task: Task, examples: Sequence[Example], *, into: Path, seed: int, licence: Mapping[str, Json] = _NO_PROOF
@@ -214,7 +202,7 @@ class Trained:
         finally:
             await child.stop()
         job.check()
-        if not result.is_dir():
+        if not (result / self._recipe.made).is_file():
             hint = (
                 "the next cycle goes on from its last checkpoint"
                 if self._recipe.resumes
@@ -244,7 +232,7 @@ class Trained:
         digest = sha256("\0".join(data).encode()).hexdigest()
         name = sha256(f"{key}{digest}".encode()).hexdigest()[:24]
         row = Row(name=name, key=key, task=task.name, data=digest, examples=len(examples), licence=dict(licence))
-        for folder in sorted((into / _FOLDER).glob("*/")):
+        for folder in sorted((into / JOBS).glob("*/")):
             known = _row(folder)
             if known is None or known.key != key or known.checkpoint is not None or known.name == name:
                 continue
@@ -252,7 +240,7 @@ class Trained:
                 return _Job(folder, known).led(self._token)
             # A row was corrected, withdrawn, or may no longer train: what was learned from it is not gone on with.
             _Job(folder, known).led(self._token).drop()
-        folder = into / _FOLDER / name
+        folder = into / JOBS / name
         found = _row(folder)
         if found is not None and found.checkpoint is not None and (into / found.checkpoint / "manifest.json").is_file():
             return _Job(folder, found)
@@ -337,23 +325,6 @@ def _lines(folder: Path) -> set[str]:
     return {line for lines in found for line in lines}
 
 
-def _progress(folder: Path) -> Progress:
-    told: dict[str, Json] = {}
-    path = folder / "progress.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    for line in lines:
-        if line.endswith(b"\n"):  # the last one may be half
-            told |= json.loads(line)
-    return Progress(
-        folder.name,
-        int(told.get("step", 0)),
-        int(told.get("steps", 0)),
-        told.get("loss"),
-        told.get("held_loss"),
-        told.get("eta"),
-    )
-
-
 def _checkpoint(into: Path, name: str) -> Checkpoint:
     return Checkpoint(id=name, path=into / name, manifest=json.loads((into / name / "manifest.json").read_bytes()))
 
@@ -414,11 +385,15 @@ def passed(names: Sequence[str], trainer: str) -> dict[str, str]:
     return {name: os.environ[name] for name in names}
 
 
-def interpreter(python: str | None, modules: Sequence[str], *, extra: str, trainer: str) -> str:
+def interpreter(
+    python: str | None, modules: Sequence[str], *, extra: str, trainer: str, apart: Mapping[str, str] = _NO_ENV
+) -> str:
     """The Python that the child runs in: this one, or that of another environment; it has these modules.
 
-    Raises MissingExtra for the first one that it lacks, ConfigError where there is no such program.
+    `apart`: modules that no extra has, each with the setting that needs it. Raises MissingExtra for the first of the
+    others that it lacks, ConfigError for one of these, or where there is no such program.
     """
+    modules = [*modules, *apart]
     if python is None:
         lacking = [name for name in modules if importlib.util.find_spec(name) is None]
     else:
@@ -433,6 +408,11 @@ def interpreter(python: str | None, modules: Sequence[str], *, extra: str, train
         if told.returncode:
             raise ConfigError(f"trainer {trainer!r}: {python} is no Python: {told.stderr[-300:]}")
         lacking = told.stdout.split()
+    if lacking and lacking[0] in apart:
+        raise ConfigError(
+            f"trainer {trainer!r}: {apart[lacking[0]]} needs the package {lacking[0]!r}, not in {python or sys.executable}",
+            hint=f"pip install {lacking[0]}",
+        )
     if lacking:
         raise MissingExtra(lacking[0], extra)
     return python or sys.executable
@@ -486,6 +466,8 @@ async def _examined(recipe: Recipe, job: _Job, task: Task) -> dict[str, bytes]:
         "metrics": _metrics(held, served, bare, pairs, table),
         "files": {path.relative_to(result).as_posix(): _hash(path) for path in paths},
     }
+    if recipe.latency_ms is not None:
+        manifest["target"] = {"p95_latency_ms": recipe.latency_ms}
     # A whole model is moved to where it is kept, an adapter is small.
     files = {path.name: path.read_bytes() for path in paths} if recipe.kind == "adapter" else {}
     return files | {"manifest.json": json.dumps(manifest, indent=1, sort_keys=True).encode()}
