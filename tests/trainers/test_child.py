@@ -1,4 +1,4 @@
-"""What the children that train decide for themselves: whether the base is held in 4 bits, and how often they look up."""
+"""What the children that train decide for themselves: whether the base is held in 4 bits."""
 
 from __future__ import annotations
 
@@ -102,23 +102,3 @@ def test_without_a_gpu_there_is_nothing_to_fill(tmp_path: Path) -> None:
 def test_4_bits_by_name_need_no_look_at_the_gpu() -> None:
     assert _child.in_four_bits("anything", {"quantise": "4bit"})
     assert not _child.in_four_bits("anything", {"quantise": "none"})
-
-
-@pytest.mark.parametrize(
-    ("rows", "changes", "expected"),
-    [
-        (10_000, {}, 50),  # 625 steps an epoch: often enough
-        (800, {}, 12),
-        (160, {}, 2),
-        (3, {}, 1),
-        (160, {"full": True}, 10),
-        (10_000, {"full": True}, 50),
-        (160, {"batch_size": 8, "accumulate": 1}, 5),
-        (10_000, {"checkpoint_every": 5}, 5),
-    ],
-)
-def test_what_is_kept_back_is_looked_at_four_times_an_epoch_at_least_and_a_whole_model_once(
-    rows: int, changes: dict[str, int], expected: int
-) -> None:
-    told = {"batch_size": 4, "accumulate": 4, "checkpoint_every": 50} | changes
-    assert _child.look_every(told, rows) == expected

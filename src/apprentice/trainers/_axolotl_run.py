@@ -37,8 +37,9 @@ def main() -> None:
     shutil.rmtree(own, ignore_errors=True)
     own.mkdir()
     base = _ours.base_folder(folder, told)
-    held, rows = _conversations(folder, "held"), _conversations(folder, "train")
-    config = config_of(told, folder, base, look_every=_ours.look_every(told, rows) if held else None)
+    looked_at = _conversations(folder, "held") > 0
+    _conversations(folder, "train")
+    config = config_of(told, folder, base, looked_at=looked_at)
     config["bf16"] = _ours.dtype_of(told) is torch.bfloat16
     if _ours.in_four_bits(base, told):
         config |= {"adapter": "qlora", "load_in_4bit": True}
@@ -61,8 +62,8 @@ def main() -> None:
     _ours.leave(folder, told, _ours.config_of(base), outcome)
 
 
-def config_of(told: Mapping[str, Any], folder: Path, base: str, *, look_every: int | None) -> dict[str, Any]:
-    """What Axolotl is to do. `look_every`: steps between two looks at rows that are kept back; None: there are none."""
+def config_of(told: Mapping[str, Any], folder: Path, base: str, *, looked_at: bool) -> dict[str, Any]:
+    """What Axolotl is to do. `looked_at`: there are rows that are kept back."""
     own = folder / "checkpoints"
     config = {
         "base_model": base,
@@ -92,12 +93,12 @@ def config_of(told: Mapping[str, Any], folder: Path, base: str, *, look_every: i
         "save_total_limit": 3,
         "seed": told["seed"],
     }
-    if look_every is None:
+    if not looked_at:
         return config | {"val_set_size": 0, "save_strategy": "no"}
     config |= {
         "test_datasets": [_dataset(own / "held.jsonl") | {"split": "train"}],
-        "eval_steps": look_every,
-        "save_steps": look_every,
+        "eval_steps": told["checkpoint_every"],
+        "save_steps": told["checkpoint_every"],
         "load_best_model_at_end": True,
         "metric_for_best_model": "eval_loss",
         "greater_is_better": False,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import os
 import resource
 import runpy
@@ -19,7 +18,6 @@ from typing import Any
 
 _KEPT = ("adapter_config.json", "adapter_model.safetensors")
 _FILLS = 0.6  # of the GPU's memory: a base that is larger leaves too little for learning
-_LOOKS = 4  # in an epoch, at least
 _WHOLE = (  # of a whole model, beside its safetensors
     "config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "chat_template.jinja", "vocab.json", "merges.txt", "added_tokens.json",
@@ -89,15 +87,6 @@ def _size(base: str) -> int:
             return 0
         folder = Path(found).parent
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-
-
-def look_every(told: Mapping[str, Any], rows: int) -> int:
-    """Steps between two looks at what is kept back, each with a checkpoint: `checkpoint_every`, fewer where that would
-    leave less than four in an epoch of so many rows, or, of a whole model, which is large to keep, less than one."""
-    epoch: int = math.ceil(rows / (told["batch_size"] * told["accumulate"]))
-    often = epoch if told.get("full") else epoch // _LOOKS
-    every: int = told["checkpoint_every"]
-    return max(1, min(every, often))
 
 
 def config_of(base: str) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def _shown(folder: Path, told: dict[str, Any], start: _Start, into: Path) -> tup
     trainer = _Showing(
         model=model,
         args=trl.SFTConfig(
-            **_arguments(folder / "checkpoints", told, rows, looked_at=held is not None),
+            **_arguments(folder / "checkpoints", told, looked_at=held is not None),
             learning_rate=told["learning_rate"],
             num_train_epochs=told["epochs"],
             packing=False,
@@ -108,7 +108,7 @@ def _preferred(
     trainer = _Preferring(
         model=model,
         args=trl.DPOConfig(
-            **_arguments(folder / "checkpoints" / "preferences", told, rows, looked_at=held is not None),
+            **_arguments(folder / "checkpoints" / "preferences", told, looked_at=held is not None),
             learning_rate=told["preference_rate"],
             num_train_epochs=told["preference_epochs"],
             beta=told["beta"],
@@ -196,10 +196,9 @@ def _lora(told: dict[str, Any]) -> Any:
     )
 
 
-def _arguments(own: Path, told: dict[str, Any], rows: Any, *, looked_at: bool) -> dict[str, Any]:
+def _arguments(own: Path, told: dict[str, Any], *, looked_at: bool) -> dict[str, Any]:
     """What both ways of learning are told. `own`: for checkpoints; `looked_at`: something is kept back."""
     gpu = torch.cuda.is_available()
-    every = _ours.look_every(told, len(rows)) if looked_at else told["checkpoint_every"]
     return {
         "output_dir": str(own),
         "per_device_train_batch_size": told["batch_size"],
@@ -215,10 +214,10 @@ def _arguments(own: Path, told: dict[str, Any], rows: Any, *, looked_at: bool) -
         "gradient_checkpointing": gpu,
         "logging_steps": 1,
         "save_strategy": "steps",
-        "save_steps": every,
+        "save_steps": told["checkpoint_every"],
         "save_total_limit": 3,  # so that the one before is there until this one is whole
         "eval_strategy": "steps" if looked_at else "no",
-        "eval_steps": every if looked_at else None,
+        "eval_steps": told["checkpoint_every"] if looked_at else None,
         "load_best_model_at_end": looked_at,
         "metric_for_best_model": "eval_loss" if looked_at else None,
         "greater_is_better": False if looked_at else None,

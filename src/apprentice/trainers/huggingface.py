@@ -57,12 +57,12 @@ def build(
     the LoRA; the projections of attention without `targets`. `learning_rate`: 2e-4, 1e-4 where the GGUF file has 17 GB
     and more, 2e-5 with `full`. `batch_size` x `accumulate` conversations make a step. `max_length` in tokens; `warmup`:
     share of the steps. `held`: share of the examples that is kept back, for calibration and to stop when their loss has
-    not fallen for `patience` looks (0: never), one each `checkpoint_every` steps and four an epoch at least (one with
-    `full`). `quantise`: the base in 4 bits, "auto" where it would fill a GPU; that needs the package bitsandbytes, which
-    the extra does not bring: "4bit" without it is an error, "auto" says so in the log and goes on without. `dtype`: of the
-    base, "auto" float32 on a CPU. `report_to`: trackers that TRL speaks to, `pass_env`: the variables that they need, which
-    the child gets beside paths and language. `python`: the interpreter of an environment that has torch. `threads`: of a
-    CPU. `fields` and `confidence` as llama_cpp has them, and `serving`: its other settings, with which probes are recorded.
+    not fallen for `patience` looks (0: never), one each `checkpoint_every` steps. `quantise`: the base in 4 bits, "auto"
+    where it would fill a GPU; that needs the package bitsandbytes, which the extra does not bring: "4bit" without it is an
+    error, "auto" says so in the log and goes on without. `dtype`: of the base, "auto" float32 on a CPU. `report_to`:
+    trackers that TRL speaks to, `pass_env`: the variables that they need, which the child gets beside paths and language.
+    `python`: the interpreter of an environment that has torch. `threads`: of a CPU. `fields` and `confidence` as llama_cpp
+    has them, and `serving`: its other settings, with which probes are recorded.
     Raises ConfigError for settings out of range, MissingExtra where the interpreter lacks a package.
     """
     return Trained(_lora.recipe("huggingface", locals(), needed=_NEEDED, extra="train", env={}))
