@@ -242,7 +242,8 @@ async def left(config: Config) -> Left:
     finally:
         await store.close()
     folder = config.local.model_dir / TASK
-    return Left(versions, sorted(path.name for path in folder.iterdir() if not path.name.startswith(".vectors")))
+    kept = (".vectors", ".training")  # of the folder itself, not of a version
+    return Left(versions, sorted(path.name for path in folder.iterdir() if not path.name.startswith(kept)))
 
 
 def kills(folder: Path, options: Options) -> list[Figure]:
