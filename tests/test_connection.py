@@ -148,6 +148,13 @@ def test_what_belongs_to_no_body_has_a_longest_length(make: Callable[[], Reader]
             reader.feed(endless[place : place + 2**16])
 
 
+@pytest.mark.parametrize("coding", [b"chunked\t", b"chunked \t", b"chunked\t ", b"Chunked\t"])
+def test_a_coding_that_one_reader_would_not_see_is_no_answer(coding: bytes) -> None:
+    said = OK + b"x: chunked\r\ntransfer-encoding: " + coding + b"\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
+    for closes in (False, True):
+        assert read(_httptools.Reader(), said, closes=closes) is None
+
+
 @both
 def test_headers_are_named_in_lower_case_joined_and_without_space_around(make: Callable[[], Reader]) -> None:
     said = OK + b"X-A:  1\t \r\nx-b:\r\nX-a: \xe9 2\r\nContent-Length: 0\r\n\r\n"

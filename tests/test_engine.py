@@ -245,12 +245,17 @@ async def test_a_request_that_is_cancelled_before_it_is_sent_leaves_no_hold(conf
         config = configured(server.url)
         async with Apprentice(config) as app:
             await app.confidence("sort")  # opened
+            other = apsw.Connection(str(config.store.path))
+            other.set_busy_timeout(10_000)
             for steps in range(8):
+                other.execute("BEGIN IMMEDIATE")  # the hold is not booked yet
                 asking = asyncio.create_task(app.arun("sort", {"text": "a pear"}))
                 for _ in range(steps):
                     await asyncio.sleep(0)
                 asking.cancel()
+                other.execute("ROLLBACK")
                 await asyncio.wait([asking])
+            other.close()
         assert server.requests == []
     assert set(await booked(config)) == {"released"}
 

@@ -13,7 +13,6 @@ import struct
 import threading
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -261,7 +260,7 @@ async def test_a_failures_lines_are_not_told(client: wire.Client) -> None:
 
 async def test_a_get_carries_no_body(client: wire.Client) -> None:
     async with serve_openai([Reply(raw=OK)]) as server:
-        asked = replace(request(server.url, body=b"", method="GET"), url=f"{server.url}/batches")
+        asked = request(server.url, body=b"", method="GET")._replace(url=f"{server.url}/batches")
         outcome = await wire.send(client, asked)
         assert (outcome.kind, outcome.body and outcome.body["data"]) == ("answered", [])
         [seen] = server.requests

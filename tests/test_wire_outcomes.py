@@ -515,3 +515,50 @@ def test_a_line_of_ten_megabytes_is_one_event() -> None:  # F50
     text = json.dumps({"text": "x" * 10 * 2**20})
     [event] = wire.events(f"data: {text}\n\n".encode())
     assert event.data == text
+
+
+_JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters()),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(), max_size=5), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(_JSON, st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"]), st.booleans())
+def test_every_json_object_is_read_as_the_same_value(value: Json, encoding: str, escaped: bool) -> None:
+    text = json.dumps({"said": value}, ensure_ascii=escaped)
+    outcome = wire.classify(wire.Reply(200, {}, text.encode(encoding, "surrogatepass")))
+    assert (outcome.kind, outcome.body) == ("answered", {"said": value})
+
+
+@pytest.mark.parametrize(
+    ("body", "value"),
+    [
+        (b'{"a": 1, "a": 2}', 2),
+        (b'{"a": -0.0}', -0.0),
+        (b'{"a": 1e999}', float("inf")),
+        (b'{"a": 12345678901234567890123456789}', 12345678901234567890123456789),
+        (b'{"a": "\\ud83d\\ude00 \\ud800"}', "\U0001f600 \ud800"),
+        (b'{"a": "\xed\xa0\x80"}', "\ud800"),
+        (b'{"a": ' + b"[" * 300 + b"]" * 300 + b"}", ...),
+    ],
+    ids=["twice", "minus zero", "a huge number", "a long number", "an escaped half", "a half", "deep"],
+)
+def test_what_one_reader_of_json_refuses_is_read_all_the_same(body: bytes, value: Json) -> None:
+    outcome = wire.classify(wire.Reply(200, {}, body))
+    assert outcome.body is not None
+    assert value is ... or repr(outcome.body["a"]) == repr(value)
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"a": NaN}', b'{"a": -Infinity}', b'{"a": 1}x', b'{"a": "\xff"}', b'{"a": 01}', b"{"]
+)
+def test_what_is_no_json_is_no_answer(body: bytes) -> None:
+    outcome = wire.classify(wire.Reply(200, {}, body))
+    assert (outcome.kind, outcome.body) == ("unknown", None)

@@ -11,10 +11,10 @@ import asyncio
 import contextlib
 import os
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from functools import partial
 from random import Random
 from typing import Any, Literal, NamedTuple
 
@@ -49,7 +49,6 @@ _FAIR: Seconds = 1.0  # who has not answered within this is slow; a deadline bef
 _LONGEST_PAUSE: Seconds = 5.0  # a provider that may be asked so soon is waited for
 _MOST_NAMES = 50  # model names of one provider that are remembered: a server may answer with a new one each time
 _DATED = re.compile(r"[-@:](\d{4}-\d{2}-\d{2}|\d{8}|latest)$")  # what sets a snapshot's name apart from its model's
-_NO_DEADLINE = contextlib.nullcontext()
 _MEASURES = ("repeat", "probe")  # compare the first remote with itself, and answer nobody's request
 
 
@@ -70,6 +69,23 @@ class PerToken(NamedTuple):
     input: Decimal
     output: Decimal
     cached: Decimal
+
+
+@dataclass(slots=True)
+class _Wanted:
+    """What whichever remote is asked for; see `Calls.ask`."""
+
+    task: TaskConfig
+    input: Json
+    purpose: Purpose
+    deadline: Seconds | None
+    attempts: list[Attempt]
+    for_audits: bool
+    later: bool
+
+    @property
+    def is_measure(self) -> bool:
+        return self.purpose in _MEASURES
 
 
 class Provider:
@@ -112,11 +128,14 @@ class Provider:
             )
         return self._model
 
-    def served(self, name: str) -> Served:
-        """Whether a model of that name is the configured one: the price table has both as one model, or else only a date
-        tells their names apart. A dearer one bounds the calls from here on, unless a price is configured."""
+    def served(self, name: str) -> Served | None:
+        """What is known of a model of that name; None for the name that is configured.
+
+        The price table has both as one model, or else only a date tells their names apart, where they are the same. A
+        dearer one bounds the calls from here on, unless a price is configured.
+        """
         if name in ("", self.remote.model):
-            return Served(same=True, price=self.price)
+            return None
         if (found := self._names.get(name)) is None:
             ours, theirs = (_in_table(self.remote.provider, model) for model in (self.remote.model, name))
             same = ours == theirs if ours and theirs else _DATED.sub("", name) == _DATED.sub("", self.remote.model)
@@ -127,6 +146,10 @@ class Provider:
                 dearer = max(self.price.input, found.price.input), max(self.price.output, found.price.output)
                 self.price = Price(input=dearer[0], output=dearer[1])
         return found
+
+    def is_as_configured(self, name: str) -> bool:
+        """Whether a model of that name needs no word, because it is the configured one."""
+        return (found := self.served(name)) is None or found.same
 
     def remembers(self, name: str) -> bool:
         """Whether the name is among the first ones that the provider gave."""
@@ -140,8 +163,10 @@ class Provider:
         if self.remote.price is not None:
             return budget.cost(self.price, usage)
         other = self.served(served)
-        models = [self.remote.model] if other.same or other.price is None else [self.remote.model, served]
-        return max(self._priced(model, usage) for model in models)
+        booked = self._priced(self.remote.model, usage)
+        if other is None or other.same or other.price is None:
+            return booked
+        return max(booked, self._priced(served, usage))
 
     def _priced(self, model: str, usage: Usage) -> Micros:
         per_token = self._per_token(model)
@@ -276,10 +301,10 @@ class Calls:
         A "repeat" or a "probe" is one attempt of the first remote: another one has nothing to say about it, and a call
         that fails is a missing label. It is made only where the caps leave room for a request and its retries besides.
         """
+        wanted = _Wanted(task, input, purpose, deadline, attempts, for_audits, later)
         failure: ModelError | BudgetExhausted | None = None
         loop = asyncio.get_running_loop()
-        for provider in self.providers[:1] if purpose in _MEASURES else self._order():
-            ask = partial(self._attempt, provider, task, input, purpose, deadline, attempts, for_audits, later)
+        for provider in self.providers[:1] if wanted.is_measure else self._order():
             wait = provider.wait(loop.time())
             if wait > _LONGEST_PAUSE or (wait > 0 and deadline is not None and loop.time() + wait >= deadline):
                 failure = failure or provider.left_alone(wait)
@@ -287,9 +312,7 @@ class Calls:
             if wait > 0:
                 await asyncio.sleep(wait)
             try:
-                return await self._tried(
-                    provider, ask, 0 if purpose in _MEASURES else provider.remote.retries, deadline
-                )
+                return await self._tried(provider, wanted)
             except ModelRefused:
                 raise
             except (ModelError, BudgetExhausted) as error:  # another remote may be up, and may be cheaper
@@ -297,16 +320,15 @@ class Calls:
         assert failure is not None  # there is at least one remote, and each either answered or failed
         raise failure
 
-    async def _tried(
-        self, provider: Provider, ask: Callable[[], Awaitable[Answer]], retries: int, deadline: Seconds | None
-    ) -> Answer:
+    async def _tried(self, provider: Provider, wanted: _Wanted) -> Answer:
         """One remote's answer, after as many retries as it takes, may have, and time allows."""
         loop = asyncio.get_running_loop()
+        retries = 0 if wanted.is_measure else provider.remote.retries
         retry = 0
         while True:
             provider.throttle.leaves(loop.time(), retry=retry > 0)
             try:
-                answer = await ask()
+                answer = await self._attempt(provider, wanted)
             except ModelError as error:
                 provider.failed(error, loop.time())
                 wait = self._wait(error, retry)
@@ -318,7 +340,7 @@ class Calls:
                     or not provider.throttle.may_retry()
                 ):
                     raise
-                await self._sleep(wait, deadline, error)
+                await self._sleep(wait, wanted.deadline, error)
                 retry += 1
             except BaseException:
                 provider.throttle.gave_up()
@@ -329,6 +351,8 @@ class Calls:
 
     def _order(self) -> list[Provider]:
         """The remotes in the order in which they are asked. Weights draw who comes first; without any it is the order given."""
+        if len(self.providers) == 1:
+            return self.providers
         weights = [provider.remote.weight or 0.0 for provider in self.providers]
         if not any(weights[1:]):
             return self.providers
@@ -340,18 +364,9 @@ class Calls:
         for provider in self.providers:
             await provider.close()
 
-    async def _attempt(
-        self,
-        provider: Provider,
-        task: TaskConfig,
-        input: Json,
-        purpose: Purpose,
-        deadline: Seconds | None,
-        attempts: list[Attempt],
-        for_audits: bool,
-        later: bool,
-    ) -> Answer:
-        request = prepared(provider.model(), task.task, input)
+    async def _attempt(self, provider: Provider, wanted: _Wanted) -> Answer:
+        task, purpose, deadline = wanted.task, wanted.purpose, wanted.deadline
+        request = prepared(provider.model(), task.task, wanted.input)
         worst = budget.worst_case(provider.price, request.bytes, provider.remote.max_tokens)
 
         def hold_of(at: Seconds, windows: tuple[str, ...]) -> Hold:
@@ -367,96 +382,90 @@ class Calls:
 
         slots = await provider.slot(deadline)
         try:
-            spare = provider.remote.retries + 1 if purpose in _MEASURES else 0
-            hold = await self.purse.reserve(task, hold_of, spare=spare, for_audits=for_audits, until=deadline)
+            spare = provider.remote.retries + 1 if wanted.is_measure else 0
+            hold = await self.purse.reserve(task, hold_of, spare=spare, for_audits=wanted.for_audits, until=deadline)
             if deadline is not None and asyncio.get_running_loop().time() >= deadline:
                 problem = "the deadline passed before the call could be sent"
-                await self._settle(attempts, hold, "not_sent", None, provider, problem)
+                await self._settle(wanted, provider, hold, "not_sent", None, problem)
                 raise DeadlineExceeded(f"{provider.name}: {problem}")
             asked = Asked(task.name, purpose, provider.remote.provider, provider.remote.model, provider.remote)
             with self.observer.call(asked) as told:
-                answer, cost = await self._sent(provider, task, request, hold, deadline, attempts)
+                answer = await self._sent(provider, wanted, request, hold)
                 wrong = _wrong(provider, task, answer)
-                told(answer, cost, wrong is None)
-                if not later:
-                    await self.settled(attempts)
+                told(answer, answer.cost, wrong is None)
+                if not wanted.later:
+                    await self.settled(wanted.attempts)
         finally:
             slots.release()
         if wrong is not None:
             raise wrong
-        return answer.model_copy(update={"cost": cost, "provider": provider.teacher})
+        return answer
 
-    async def _sent(
-        self,
-        provider: Provider,
-        task: TaskConfig,
-        request: Prepared,
-        hold: Hold,
-        deadline: Seconds | None,
-        attempts: list[Attempt],
-    ) -> tuple[Answer, Micros]:
-        """The answer and what it cost. Whatever becomes of the call, its hold is settled."""
-        sent = asyncio.get_running_loop().time()
+    async def _sent(self, provider: Provider, wanted: _Wanted, request: Prepared, hold: Hold) -> Answer:
+        """The answer with what it cost. Whatever becomes of the call, its hold is settled."""
+        loop = asyncio.get_running_loop()
+        sent, limit = loop.time(), None
         try:
-            async with asyncio.timeout_at(deadline) if deadline is not None else _NO_DEADLINE as limit:
+            if wanted.deadline is None:
                 answer = await request.answer()
+            else:
+                async with asyncio.timeout_at(wanted.deadline) as limit:
+                    answer = await request.answer()
         except asyncio.CancelledError:
             # The request may be on its way: settled before the cancellation goes on, or the hold would hang for ever.
-            await asyncio.shield(self._settle(attempts, hold, "unknown", None, provider, "the caller went away"))
+            await asyncio.shield(self._settle(wanted, provider, hold, "unknown", None, "the caller went away"))
             raise
         except ModelError as error:
-            await self._settle(attempts, hold, error.outcome, error.usage, provider, str(error))
+            await self._settle(wanted, provider, hold, error.outcome, error.usage, str(error))
             raise
         except Exception as error:
             if isinstance(error, TimeoutError) and limit is not None and limit.expired():
-                provider.kept_waiting(sent, asyncio.get_running_loop().time())
-                await self._settle(attempts, hold, "unknown", None, provider, "the caller's deadline passed")
+                provider.kept_waiting(sent, loop.time())
+                await self._settle(wanted, provider, hold, "unknown", None, "the caller's deadline passed")
                 raise DeadlineExceeded(f"{provider.name} did not answer before the deadline") from error
             # A plugin that breaks its promise must not leave a hold for ever.
             problem = f"{provider.name} failed: {type(error).__name__}: {error}"
-            await self._settle(attempts, hold, "unknown", None, provider, problem)
+            await self._settle(wanted, provider, hold, "unknown", None, problem)
             raise OutcomeUnknown(problem, retryable=False) from error
         outcome: Outcome = "answered" if answer.usage is not None else "answered_no_usage"
-        cost, state = _booked(attempts, hold, outcome, answer.usage, provider, answer.problem, served=answer.model)
-        # Eager: it stands in the store's queue before anything that is written because of the answer.
-        self._settling[hold.attempt_id] = asyncio.eager_task_factory(
-            asyncio.get_running_loop(), self._after(task, provider, hold, cost, state, answer.model)
-        )
-        return answer, cost
+        cost, state = _booked(wanted.attempts, provider, hold, outcome, answer.usage, answer.problem, answer.model)
+        settling = self.purse.settle(hold, cost, state=state)
+        if self.purse.is_to_watch(wanted.task) or not provider.is_as_configured(answer.model):
+            settling = asyncio.create_task(self._tell(settling, wanted.task, provider, answer.model))
+        self._settling[hold.attempt_id] = settling
+        return answer.model_copy(update={"cost": cost, "provider": provider.teacher})
 
     async def settled(self, attempts: Sequence[Attempt]) -> None:
         """Return when the ledger has what these attempts did cost. Raises StoreError."""
         some = [self._settling.pop(one.attempt_id) for one in attempts if one.attempt_id in self._settling]
-        if running := [task for task in some if not task.done()]:
+        if running := [one for one in some if not one.done()]:
             await asyncio.wait(running)
-        for task in some:
-            task.result()
+        for one in some:
+            one.result()
 
-    async def _after(
-        self, task: TaskConfig, provider: Provider, hold: Hold, cost: Micros, state: _End, served: str
-    ) -> None:
-        await self.purse.settle(hold, cost, state=state)
+    async def _tell(self, settling: asyncio.Task[None], task: TaskConfig, provider: Provider, served: str) -> None:
+        """What is to be said after a call, once it is settled."""
+        await settling
         with contextlib.suppress(StoreError):  # the answer is paid for; what was not said is said after the next call
             await self._say_served(task, provider, served)
             await self.purse.watch(task)
 
     async def _settle(
         self,
-        attempts: list[Attempt],
+        wanted: _Wanted,
+        provider: Provider,
         hold: Hold,
         outcome: Outcome,
         usage: Usage | None,
-        provider: Provider,
         problem: str | None,
-    ) -> Micros:
-        cost, state = _booked(attempts, hold, outcome, usage, provider, problem)
+    ) -> None:
+        cost, state = _booked(wanted.attempts, provider, hold, outcome, usage, problem)
         await self.purse.settle(hold, cost, state=state)
-        return cost
 
     async def _say_served(self, task: TaskConfig, provider: Provider, name: str) -> None:
         """Say MODEL_CHANGED, once a pair of names, when another model answered than the one that was asked for."""
         found = provider.served(name)
-        if found.same or not provider.remembers(name):
+        if found is None or found.same or not provider.remembers(name):
             return
         if provider.remote.price is not None:
             booked = "it is booked at the configured price"
@@ -487,12 +496,11 @@ class Calls:
 
 def _booked(
     attempts: list[Attempt],
+    provider: Provider,
     hold: Hold,
     outcome: Outcome,
     usage: Usage | None,
-    provider: Provider,
     problem: str | None,
-    *,
     served: str = "",
 ) -> tuple[Micros, _End]:
     """What an attempt did cost, and how its hold ends. `attempts` receives its row."""

@@ -10,8 +10,7 @@ import asyncio
 import re
 import select
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from functools import lru_cache
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 import h11
@@ -63,17 +62,16 @@ class Reader(Protocol):
         ...
 
 
-def add(headers: dict[str, str], name: bytes, value: bytes) -> None:
-    """One more header of an answer."""
-    key, text = name.decode("latin-1").lower(), value.strip(b" \t").decode("latin-1")
-    headers[key] = f"{headers[key]}, {text}" if key in headers else text
-
-
-def check_framing(headers: Mapping[str, str]) -> None:
-    """Raise Unreadable where it is doubtful where the body ends. RFC 9112 section 6.3."""
+def headers_of(found: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """The headers of an answer. Raises Unreadable where it is doubtful where the body ends: RFC 9112 section 6.3."""
+    headers: dict[str, str] = {}
+    for name, value in found:
+        key, text = name.decode("latin-1").lower(), value.strip(b" \t").decode("latin-1")
+        headers[key] = f"{headers[key]}, {text}" if key in headers else text
     coding = headers.get("transfer-encoding")
     if coding is not None and (coding.lower() != "chunked" or "content-length" in headers):
         raise Unreadable("RemoteProtocolError")
+    return headers
 
 
 class Careful:
@@ -113,11 +111,7 @@ class Careful:
 
     def _found(self, event: Any) -> None:
         if isinstance(event, h11.Response):
-            headers: dict[str, str] = {}
-            for name, value in event.headers:
-                add(headers, name, value)
-            check_framing(headers)
-            self.head = Head(event.status_code, headers)
+            self.head = Head(event.status_code, headers_of(event.headers))
         elif isinstance(event, h11.Data):
             self.pieces.append(bytes(event.data))
         elif isinstance(event, h11.EndOfMessage):
@@ -126,8 +120,7 @@ class Careful:
             raise Unreadable("no answer")
 
 
-@lru_cache(maxsize=128)  # one provider's requests have one head, but for the length of what follows it
-def head_of(method: str, target: str, headers: tuple[tuple[str, str], ...]) -> bytes:
+def head_of(method: str, target: str, headers: Iterable[tuple[str, str]]) -> bytes:
     """The head of a request, but for the empty line after it. Raises Unreadable for what would end a line too early, and
     UnicodeEncodeError for what is not ASCII.
 
@@ -207,7 +200,7 @@ class Connection(asyncio.Protocol):
                 await self._more()
 
     def ended(self) -> bool:
-        """Make it ready for the next request, if it may have one; else close it."""
+        """Make it ready for the next request, if it may have one; else close it. Whether it is ready."""
         # A server that answered before it had the whole request may never read the rest, and so no other request either.
         left = self._transport.get_write_buffer_size()
         if self._sent and not left and self._error is None and self._reader.is_ready():
@@ -216,32 +209,30 @@ class Connection(asyncio.Protocol):
             self.close()
         return not self._transport.is_closing()
 
-    def is_stale(self) -> bool:
-        """Whether it is closed, or has waited so long that it may be."""
-        return self._transport.is_closing() or time.monotonic() - self._idle_since >= _IDLE
+    def is_old(self) -> bool:
+        """Whether it has waited so long that the server may be closing it."""
+        return time.monotonic() - self._idle_since >= _IDLE
 
-    def is_fresh(self) -> bool:
+    def is_open(self) -> bool:
         """Whether it may have another request: what there is to read now is the server's goodbye, or what nobody asked."""
-        return not self.is_stale() and not self._waiting.poll(0)
+        return not self._transport.is_closing() and not self._waiting.poll(0)
 
     def close(self) -> None:
         self._transport.abort()
 
-    async def _more(self) -> None:
+    def _more(self) -> Awaitable[None]:
+        """What to wait for until there is more of the answer."""
         if self._error is not None:
             raise self._error
         if not self._open:
             raise ConnectionResetError("the connection was closed")
         self._unread = 0
         self._transport.resume_reading()
-        await self._changed()
+        return self._changed()
 
-    async def _changed(self) -> None:
+    def _changed(self) -> Awaitable[None]:
         self._change = asyncio.get_running_loop().create_future()
-        try:
-            await self._change
-        finally:
-            self._change = None
+        return self._change
 
     def _tell(self) -> None:
         if self._change is not None and not self._change.done():

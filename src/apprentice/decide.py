@@ -13,6 +13,8 @@ from datetime import UTC, datetime, timedelta, tzinfo
 
 from apprentice.types import Confidence, Decision, Event, Seconds, Version
 
+_ALONE = Decision(route="remote", reason="no_local_model", p=0.0, phase="cold_start")
+
 
 def decide(
     confidence: Confidence, *, has_local: bool, forced_remote: bool = False, remote_allowed: bool = True, coin: float
@@ -23,7 +25,7 @@ def decide(
     """
     level, threshold, phase = confidence.level, confidence.threshold, confidence.phase
     if not has_local:
-        return Decision(route="remote", reason="no_local_model", p=0.0, phase="cold_start")
+        return _ALONE
     if not remote_allowed:
         return Decision(route="local", reason="budget", p=0.0, level=level, threshold=threshold, phase=phase)
     if forced_remote:

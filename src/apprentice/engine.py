@@ -17,7 +17,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
 from random import Random
 from types import TracebackType
@@ -567,22 +567,13 @@ class Apprentice:
 
     async def _ask_remote(self, live: Live, request: Request) -> None:
         """The remote's answer; for a share of the audits, drawn by a coin of its own, it is asked twice at the same moment."""
-        ask = partial(
-            self._calls.ask,
-            live.config,
-            request.input,
-            deadline=request.deadline,
-            attempts=request.attempts,
-            later=True,  # settled in the same group of writes as the Record, see _write
-        )
-        serve = ask(purpose="serve", for_audits=request.decision.reason == "deferred")
-        share = (live.config.sampling or self.config.sampling).repeat_share
-        if not request.decision.audit or share <= 0 or self._dice.random() >= share:
-            request.remote = await serve
+        share = (live.config.sampling or self.config.sampling).repeat_share if request.decision.audit else 0.0
+        if share <= 0 or self._dice.random() >= share:
+            request.remote = await self._asked(live, request, "serve")
             return
-        again = asyncio.create_task(self._ask_again(ask))
+        again = asyncio.create_task(self._ask_again(live, request))
         try:
-            request.remote = await serve
+            request.remote = await self._asked(live, request, "serve")
             second = await again
         finally:
             if not again.done():
@@ -595,10 +586,21 @@ class Apprentice:
             except Exception as error:  # noqa: BLE001  (the answer is there and paid for)
                 self._not_compared(live, request, error)
 
-    async def _ask_again(self, ask: Callable[..., Awaitable[Answer]]) -> Answer | None:
+    def _asked(self, live: Live, request: Request, purpose: Literal["serve", "repeat"]) -> Awaitable[Answer]:
+        return self._calls.ask(
+            live.config,
+            request.input,
+            purpose=purpose,
+            deadline=request.deadline,
+            attempts=request.attempts,
+            for_audits=purpose == "serve" and request.decision.reason == "deferred",
+            later=True,  # settled in the same group of writes as the Record, see _write
+        )
+
+    async def _ask_again(self, live: Live, request: Request) -> Answer | None:
         """A second answer, only to be compared with the first; a call that fails is a missing label."""
         with contextlib.suppress(ApprenticeError):
-            return await ask(purpose="repeat")
+            return await self._asked(live, request, "repeat")
         return None
 
     def _not_compared(self, live: Live, request: Request, error: Exception) -> None:

@@ -185,29 +185,42 @@ class Purse:
         except ConfigError:
             self._mark = None  # it was edited since: the first look says so
 
-    async def settle(self, hold: Hold, cost: Micros, *, state: Literal["settled", "assumed", "released"]) -> None:
-        """Close the hold with what the call did cost. More than was held is booked as it is, and said."""
+    def settle(
+        self, hold: Hold, cost: Micros, *, state: Literal["settled", "assumed", "released"]
+    ) -> asyncio.Task[None]:
+        """Begin to close the hold with what the call did cost: the store has it before whatever is written from here on, and
+        the task is done once it is durable. More than was held is booked as it is, and said. Raises StoreError.
+        """
         if state == "settled" and hold.purpose == "serve":
             mean = self._means.get(hold.task, float(cost))
             self._means[hold.task] = mean + (cost - mean) / _REMEMBERED
-        await self._store.settle(hold.attempt_id, cost, state=state)
-        self._freed.set()
         self._unseen += cost
-        if cost > hold.worst:
-            message = (
-                f"{hold.model} billed {cost} micro-dollars for a call that could cost {hold.worst} at most: it is booked, and "
-                "the model is not asked any more until `apprentice resume` is told that its price and limits are right"
-            )
-            evidence = {"model": hold.model, "attempt": hold.attempt_id, "billed": cost, "worst": hold.worst}
-            key = f"CONTRACT_BROKEN/{hold.attempt_id}"
-            await self.say("CONTRACT_BROKEN", hold.task, key, message, evidence)
+        closing = asyncio.eager_task_factory(
+            asyncio.get_running_loop(), self._store.settle(hold.attempt_id, cost, state=state)
+        )
+        if self._line.locked():  # who comes later books after this
+            closing.add_done_callback(lambda _: self._freed.set())
+        return closing if cost <= hold.worst else asyncio.create_task(self._say_broken(closing, hold, cost))
+
+    async def _say_broken(self, closing: asyncio.Task[None], hold: Hold, cost: Micros) -> None:
+        await closing
+        message = (
+            f"{hold.model} billed {cost} micro-dollars for a call that could cost {hold.worst} at most: it is booked, and "
+            "the model is not asked any more until `apprentice resume` is told that its price and limits are right"
+        )
+        evidence = {"model": hold.model, "attempt": hold.attempt_id, "billed": cost, "worst": hold.worst}
+        await self.say("CONTRACT_BROKEN", hold.task, f"CONTRACT_BROKEN/{hold.attempt_id}", message, evidence)
+
+    def is_to_watch(self, task: TaskConfig) -> bool:
+        """Whether so much was spent since the caps were looked at that `watch` has something to do."""
+        smallest = self._day(task, self.now()).smallest
+        return smallest > 0 and self._unseen >= _NOTICED * smallest
 
     async def watch(self, task: TaskConfig) -> None:
         """Say BUDGET_WARNING, once a window, limit and reason, when a cap is nearly used up or will be before it ends."""
-        day = self._day(task, self.now())
-        if not day.smallest or self._unseen < _NOTICED * day.smallest:
+        if not self.is_to_watch(task):
             return
-        caps = [cap for cap in day.caps if cap.limit > 0]
+        caps = [cap for cap in self.caps(task, self.now()) if cap.limit > 0]
         spent = await self._store.spent([cap.window for cap in caps])
         for cap in caps:
             used = spent[cap.window] / cap.limit

@@ -23,6 +23,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from operator import call
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -371,9 +372,9 @@ def _object_glance(properties: Mapping[str, Mapping[str, Json]], depth: int) -> 
     required = {name for name, field in properties.items() if not _may_be_null(field)}
 
     def fits(value: Json) -> bool:
-        if type(value) is not dict or not required <= value.keys():
+        if type(value) is not dict or not required <= value.keys() <= fields.keys():
             return False
-        return all((field := fields.get(name)) is not None and field(item) for name, item in value.items())
+        return all(map(call, map(fields.__getitem__, value), value.values()))
 
     return fits
 

@@ -28,15 +28,17 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field, replace
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 import httpx2
+from pydantic_core import from_json
 
+from apprentice import deadlines
 from apprentice.connection import Careful, Connection, Reader, head_of
 from apprentice.errors import ConfigError
 from apprentice.types import Json, Seconds
@@ -47,8 +49,7 @@ _SHORTEST_SECRET = 8
 _LONGEST_RETRY_AFTER: Seconds = 86_400.0
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One request. `timeout` is the total time until the last byte; `secret` is taken out of what comes back.
 
     `free`: error statuses that this provider documents as not charged, beyond those that nobody charges for. `lines`: a
@@ -57,16 +58,19 @@ class Request:
     """
 
     url: str
-    headers: Mapping[str, str] = field(repr=False)
-    body: bytes = field(repr=False)
+    headers: Mapping[str, str]
+    body: bytes
     timeout: Seconds
-    secret: str = field(default="", repr=False)
+    secret: str = ""
     limit: int = MAX_BODY
     free: frozenset[int] = frozenset()
     method: Literal["POST", "GET"] = "POST"
     lines: bool = False
     file: Path | None = None
-    tell: Callable[[bytes], None] | None = field(default=None, repr=False)
+    tell: Callable[[bytes], None] | None = None
+
+    def __repr__(self) -> str:  # no key, and no word of what is asked
+        return f"Request({self.method} {self.url})"
 
 
 class Reply(NamedTuple):
@@ -131,9 +135,11 @@ async def send(client: Client, request: Request) -> Outcome:
         nonlocal left
         left = True
 
+    limit, watch = asyncio.timeout(None), deadlines.here()
     try:
-        async with asyncio.timeout(request.timeout) as deadline:
-            reply = await client.exchange(_told_in_time(request, deadline), leaving)
+        async with limit:
+            watch.put(limit, request.timeout)
+            reply = await client.exchange(_told_in_time(request, limit), leaving)
     except Blocked as error:
         return Outcome("not_sent", problem=str(error))
     except TimeoutError:
@@ -141,21 +147,23 @@ async def send(client: Client, request: Request) -> Outcome:
     except OSError as error:
         # Only the kind of the failure is told: some libraries put addresses and headers into their messages.
         return Outcome("unknown" if left else "not_sent", True, problem=_told(error))
+    finally:
+        watch.drop(limit)
     reply = _without(reply, request.secret)
     return _file(reply) if request.lines and 200 <= reply.status < 300 else classify(reply, request.free)
 
 
-def _told_in_time(request: Request, deadline: asyncio.Timeout) -> Request:
+def _told_in_time(request: Request, limit: asyncio.Timeout) -> Request:
     """The same request; each line that is told puts the deadline off, and has no key in it."""
     tell = request.tell
     if tell is None:
         return request
 
     def told(line: bytes) -> None:
-        deadline.reschedule(asyncio.get_running_loop().time() + request.timeout)
+        deadlines.here().put(limit, request.timeout)
         tell(_clean(line, request.secret))
 
-    return replace(request, tell=told)
+    return request._replace(tell=told)
 
 
 def classify(reply: Reply, free: frozenset[int] = frozenset()) -> Outcome:
@@ -433,21 +441,25 @@ class _Pool:
         self._tls = httpx2.create_ssl_context(trust_env=False)
         self._tls.set_alpn_protocols(["http/1.1"])
         self._slots = asyncio.Semaphore(connections)
-        self._idle: dict[tuple[str, str], list[Connection]] = {}  # by scheme and place, the freshest last
+        self._idle: dict[_Place, list[Connection]] = {}  # the freshest last
         self._closed = False
 
     async def exchange(self, request: Request, leaving: Callable[[], None]) -> Reply:
         async with self._slots:
             connection: Connection | None = None
             try:
-                parts = urlsplit(request.url)
-                head, body = _message(request, parts)
-                connection = self._fresh(parts) or await self._connected(parts)
+                place, head = _start(request.method, request.url, tuple(request.headers.items()))
+                head, body = _message(head, request)
+                connection = self._fresh(place) or await self._connected(place)
                 answer = await connection.ask(head, body, leaving)
                 told = request.tell if 200 <= answer.status < 300 else None
-                reply = Reply(
-                    answer.status, answer.headers, await _body(connection, answer.headers, request.limit, told)
+                said = (
+                    connection.whole(request.limit)
+                    if told is None and "content-encoding" not in answer.headers
+                    else None
                 )
+                if said is None:
+                    said = await _read(_decoded(connection.body(), answer.headers), request.limit, told)
             except BaseException as error:
                 if connection is not None:
                     connection.close()
@@ -457,8 +469,8 @@ class _Pool:
             if self._closed:  # while the answer came: nobody would close the connection any more
                 connection.close()
             elif connection.ended():
-                self._idle.setdefault((parts.scheme, parts.netloc), []).append(connection)
-            return reply
+                self._idle.setdefault(place, []).append(connection)
+            return Reply(answer.status, answer.headers, said)
 
     async def close(self) -> None:
         self._closed = True
@@ -466,21 +478,20 @@ class _Pool:
             connection.close()
         self._idle.clear()
 
-    def _fresh(self, parts: SplitResult) -> Connection | None:
+    def _fresh(self, place: _Place) -> Connection | None:
         """A connection to the place that the server has not closed; what is too old is closed."""
-        idle = self._idle.get((parts.scheme, parts.netloc), [])
-        while idle and idle[0].is_stale():
+        idle = self._idle.get(place, [])
+        while idle and idle[0].is_old():
             idle.pop(0).close()
-        while idle:
-            if (newest := idle.pop()).is_fresh():
+        while idle:  # none is older than the first one
+            if (newest := idle.pop()).is_open():
                 return newest
             newest.close()
         return None
 
-    async def _connected(self, parts: SplitResult) -> Connection:
+    async def _connected(self, place: _Place) -> Connection:
         """A new connection, to an address that was checked. Raises Blocked, ConnectionError."""
-        loop, host, tls = asyncio.get_running_loop(), parts.hostname or "", parts.scheme == "https"
-        port = parts.port or (443 if tls else 80)
+        loop, (tls, host, port) = asyncio.get_running_loop(), place
         try:
             found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):
@@ -500,15 +511,30 @@ class _Pool:
         raise ConnectionError("ConnectError")
 
 
-def _message(request: Request, parts: SplitResult) -> tuple[bytes, bytes | AsyncIterator[bytes]]:
-    """The head of a request and what follows it."""
+class _Place(NamedTuple):
+    """Where a connection leads to."""
+
+    tls: bool
+    host: str
+    port: int
+
+
+@lru_cache(maxsize=128)  # a provider's requests begin alike, and are made often
+def _start(method: str, url: str, given: tuple[tuple[str, str], ...]) -> tuple[_Place, bytes]:
+    """Where a request goes, and its head but for the length of what follows it."""
+    parts = urlsplit(url)
     headers = {"host": parts.netloc, "accept-encoding": "identity", "user-agent": "apprentice"}
-    for name, value in request.headers.items():
-        headers[name.lower()] = value
+    headers |= {name.lower(): value for name, value in given}
     if not headers.keys().isdisjoint(_FRAMING):
         raise ConnectionError("LocalProtocolError")  # a second word on where the body ends
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    head = head_of(request.method, target, tuple(headers.items()))
+    tls = parts.scheme == "https"
+    place = _Place(tls, parts.hostname or "", parts.port or (443 if tls else 80))
+    return place, head_of(method, target, headers.items())
+
+
+def _message(head: bytes, request: Request) -> tuple[bytes, bytes | AsyncIterator[bytes]]:
+    """The whole head of a request, and what follows it."""
     if request.file is not None:
         size = request.file.stat().st_size
         return b"%bcontent-length: %d\r\n\r\n" % (head, size), _pieces(request.file, size)
@@ -530,21 +556,15 @@ async def _pieces(path: Path, left: int) -> AsyncIterator[bytes]:
             yield piece
 
 
-async def _body(
-    connection: Connection, headers: Mapping[str, str], limit: int, tell: Callable[[bytes], None] | None
-) -> bytes:
-    """The body of an answer, or with `tell` its last line. Raises TooLarge."""
-    chunks = connection.body()
-    if "content-encoding" in headers:
-        # httpx2 undoes a compression that nobody asked for, piece by piece, so that the limit holds there too.
-        chunks = httpx2.Response(200, headers=headers, stream=_Stream(chunks)).aiter_bytes()
-    elif tell is None and (whole := connection.whole(limit)) is not None:
-        return whole
-    return await _read(chunks, limit, tell)
+def _decoded(chunks: AsyncIterator[bytes], headers: Mapping[str, str]) -> AsyncIterator[bytes]:
+    """The body of an answer, with a compression undone that nobody asked for: piece by piece, so that the limit holds too."""
+    if "content-encoding" not in headers:
+        return chunks
+    return httpx2.Response(200, headers=headers, stream=_Stream(chunks)).aiter_bytes()
 
 
 async def _read(chunks: AsyncIterator[bytes], limit: int, tell: Callable[[bytes], None] | None) -> bytes:
-    """The body of an answer. With `tell`, which is given each line that is not empty, only the last line."""
+    """All of them together. With `tell`, which is given each line that is not empty, only the last line. Raises TooLarge."""
     body, last = bytearray(), b""
     async for chunk in chunks:
         body += chunk
@@ -584,7 +604,9 @@ def _told(error: OSError) -> str:
 
 def _without(reply: Reply, secret: str) -> Reply:
     """The reply without the key, which some servers repeat in their error messages."""
-    if len(secret) < _SHORTEST_SECRET:
+    if len(secret) < _SHORTEST_SECRET or not (
+        secret in "\n".join(reply.headers.values()) or secret.encode() in reply.body
+    ):
         return reply
     headers = {name: value.replace(secret, "[key]") for name, value in reply.headers.items()}
     return Reply(reply.status, headers, _clean(reply.body, secret))
@@ -595,9 +617,17 @@ def _clean(body: bytes, secret: str) -> bytes:
     return body if len(secret) < _SHORTEST_SECRET else body.replace(secret.encode(), b"[key]")
 
 
+def _json(body: bytes) -> Json:
+    """The value of a JSON text. Raises ValueError, RecursionError."""
+    try:
+        return from_json(body, allow_inf_nan=False, cache_strings="keys")
+    except ValueError:  # it gives the same value or none: for halves of a surrogate pair, other encodings, 200 levels
+        return _DECODER.decode(body.decode(json.detect_encoding(body), "surrogatepass"))
+
+
 def _json_object(body: bytes) -> dict[str, Json] | None:
     try:
-        value = _DECODER.decode(body.decode(json.detect_encoding(body), "surrogatepass"))
+        value = _json(body)
     except (ValueError, RecursionError):
         return None
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict) and "error" in value[0]:

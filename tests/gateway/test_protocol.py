@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import re
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
 import pytest
 import uvicorn
+from uvicorn.server import ServerState
 
-from apprentice.gateway.protocol import Patient, _Joined
+from apprentice.gateway.protocol import Patient
 
 HOST = "Host: localhost\r\n"
 NEXT = f"GET /next HTTP/1.1\r\n{HOST}Connection: close\r\n\r\n"
@@ -70,20 +71,27 @@ class Place:
         return re.findall(r"HTTP/1\.1 (\d+) ", got.decode())
 
 
-@pytest.fixture
-async def place() -> AsyncIterator[Place]:
+def configured(app: Any, **given: Any) -> uvicorn.Config:
+    """uvicorn's settings for our protocol, with these of its attributes changed."""
+    return uvicorn.Config(
+        app,
+        http=type("Changed", (Patient,), given),
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_level="critical",
+        access_log=False,
+        date_header=False,
+        server_header=False,
+    )
+
+
+@contextlib.asynccontextmanager
+async def listening(app: Any = None, **given: Any) -> AsyncIterator[Place]:
+    """A place, and the application at it if it is not the place's own."""
     with socket.create_server(("127.0.0.1", 0)) as opened:
         found = Place(opened.getsockname()[1])
-        config = uvicorn.Config(
-            found.app,
-            http=Patient,
-            ws="none",
-            lifespan="off",
-            interface="asgi3",
-            log_level="critical",
-            access_log=False,
-        )
-        served = uvicorn.Server(config)
+        served = uvicorn.Server(configured(app or found.app, **given))
         task = asyncio.create_task(served.serve(sockets=[opened]))
         while not served.started:
             await asyncio.sleep(0.01)
@@ -91,6 +99,12 @@ async def place() -> AsyncIterator[Place]:
         found.gate.set()
         served.should_exit = True
         await task
+
+
+@pytest.fixture
+async def place() -> AsyncIterator[Place]:
+    async with listening() as found:
+        yield found
 
 
 REFUSED = {
@@ -201,9 +215,9 @@ async def test_what_is_not_understood_is_no_answer_to_what_was_asked_before(plac
     place.gate.set()
     assert await asked == ["200"]
     assert await place.say(f"{GET}\r\n\x00\x01") == ["200"]
-    # Whoever sends a second one before the first is answered, and breaks it, gets neither.
+    # Whoever sends a second one before the first is answered, and breaks it, gets neither; and neither is begun.
     assert await place.say(f"{GET}\r\n{POST}{CHUNKED}zz\r\n") == []
-    assert place.paths == ["/first"] * 3
+    assert place.paths == ["/first"] * 2
 
 
 async def test_a_client_that_waits_for_permission_gets_it(place: Place) -> None:
@@ -243,38 +257,149 @@ async def test_who_sends_hundreds_of_requests_at_once_is_let_go(place: Place) ->
     assert await place.say(f"{GET}\r\n" * 30 + NEXT) == ["200"] * 31
 
 
+# --- answers
+
+
+def start(*lines: tuple[bytes, bytes], status: int = 200) -> dict[str, Any]:
+    return {"type": "http.response.start", "status": status, "headers": lines}
+
+
+def piece(body: bytes, *, more: bool = False) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": body, "more_body": more}
+
+
+def saying(messages: Sequence[dict[str, Any]]) -> Any:
+    """An application that says this and nothing else."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for message in messages:
+            await send(message)
+
+    return app
+
+
+TWO = (b"content-length", b"2")
+CLOSED = b"connection: close\r\n"
+TOLD = {
+    "at once": ([start(TWO), piece(b"ok")], b"200 OK\r\ncontent-length: 2\r\n" + CLOSED + b"\r\nok"),
+    "in two": (
+        [start(TWO), piece(b"o", more=True), piece(b"k")],
+        b"200 OK\r\ncontent-length: 2\r\n" + CLOSED + b"\r\nok",
+    ),
+    "in pieces": (
+        [start(), piece(b"", more=True), piece(b"hello", more=True), piece(b" you", more=True), piece(b"")],
+        b"200 OK\r\n" + CLOSED + b"transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n4\r\n you\r\n0\r\n\r\n",
+    ),
+    "nothing": ([start(status=204), piece(b"")], b"204 No Content\r\n" + CLOSED + b"\r\n"),
+    "the last one": ([start((b"connection", b"Close"), TWO), piece(b"ok")],
+                     b"200 OK\r\nconnection: Close\r\ncontent-length: 2\r\n\r\nok"),
+    "two lines of one name": (
+        [start((b"set-cookie", b"a\tb"), (b"set-cookie", b"\xe4"), TWO), piece(b"ok")],
+        b"200 OK\r\nset-cookie: a\tb\r\nset-cookie: \xe4\r\ncontent-length: 2\r\n" + CLOSED + b"\r\nok",
+    ),
+}  # fmt: skip
+
+
+async def answer_to(request: str, messages: Sequence[dict[str, Any]]) -> bytes:
+    """Everything that comes back until the connection is closed."""
+    async with listening(saying(messages)) as place, asyncio.timeout(30):
+        reader, writer = await asyncio.open_connection("127.0.0.1", place.port)
+        writer.write(request.encode())
+        try:
+            return await reader.read()
+        finally:
+            writer.close()
+
+
+async def test_an_answer_leaves_as_it_was_told_and_says_where_it_ends() -> None:
+    for name, (messages, expected) in TOLD.items():
+        assert (name, await answer_to(NEXT, messages)) == (name, b"HTTP/1.1 " + expected)
+
+
+async def test_head_is_answered_with_a_head() -> None:
+    for messages in ([start(TWO), piece(b"ok")], [start(TWO), piece(b"o", more=True), piece(b"k")]):
+        answer = await answer_to(NEXT.replace("GET", "HEAD"), messages)
+        assert answer == b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n" + CLOSED + b"\r\n"
+
+
+async def test_an_answer_that_does_not_fit_its_head_is_not_taken_for_a_whole_one() -> None:
+    for body in (b"", b"a", b"abc"):
+        assert await answer_to(f"{GET}\r\n", [start(TWO), piece(body)]) == b""
+        assert b"ab" not in await answer_to(f"{GET}\r\n", [start(TWO), piece(b"", more=True), piece(body)])
+
+
+async def test_no_line_of_a_head_begins_another_one() -> None:
+    for line in [(b"x-a", b"b\r\nx-evil: c"), (b"x-a", b"b\nc"), (b"x-a\r\nx-evil", b"b"), (b"x-a", b"\x00")]:
+        answer = await answer_to(f"{GET}\r\n", [start(line, TWO), piece(b"ok")])
+        assert answer.startswith(b"HTTP/1.1 500 ") and b"evil" not in answer
+
+
 class _Sent(asyncio.Transport):
-    """A transport that notes what is done with it."""
+    """A transport that notes what is sent."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.done: list[bytes | str] = []
+        self.sent: list[bytes] = []
 
     def write(self, data: Any) -> None:
-        self.done.append(data)
+        self.sent.append(data)
+
+    def is_closing(self) -> bool:
+        return False
 
     def close(self) -> None:
-        self.done.append("closed")
-
-    def abort(self) -> None:
-        self.done.append("aborted")
+        pass
 
 
-async def test_the_parts_of_an_answer_are_sent_together_and_none_is_kept_back() -> None:
-    sent = _Sent()
-    joined = _Joined(sent, asyncio.get_running_loop().call_soon)
-    joined.write(b"head ")
-    joined.write(b"body")
-    assert sent.done == []
-    joined.flush()
-    assert sent.done == [b"head body"]
-    joined.write(b"more")
+async def test_the_head_of_an_answer_is_sent_with_its_body_and_what_follows_waits_for_nothing() -> None:
+    gate = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start((b"content-length", b"6")))
+        await send(piece(b"ok", more=True))
+        await gate.wait()
+        await send(piece(b"more", more=False))
+        gate.clear()
+
+    transport, connection = _Sent(), Patient(configured(app), ServerState(), {})
+    connection.connection_made(transport)
+    connection.data_received(f"{GET}\r\n".encode())
+    assert transport.sent == [b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nok"]
+    gate.set()
     async with asyncio.timeout(10):
-        while len(sent.done) < 2:
+        while gate.is_set():
             await asyncio.sleep(0)
-    joined.write(b"last")
-    joined.close()
-    joined.write(b"lost")
-    joined.abort()
-    await asyncio.sleep(0)
-    assert sent.done == [b"head body", b"more", b"last", "closed", "aborted"]
+    assert transport.sent[1:] == [b"more"]
+    connection.connection_lost(None)
+
+
+# --- time
+
+
+LATE = {
+    "nothing": [],
+    "half a head": [GET],
+    "nothing after an answer": [f"{GET}\r\n"],
+    "half a head after an answer": [f"{GET}\r\n", GET],
+    "half a head beside a request": [f"{GET}\r\n{GET}"],
+}
+
+
+async def test_who_sends_no_head_is_let_go_before_and_after_an_answer() -> None:
+    async with listening(patience=0.2) as place:
+        for name, parts in LATE.items():
+            place.seen.clear()
+            expected = ["200"] if f"{GET}\r\n" in "".join(parts) else []
+            assert (name, await place.say(*parts)) == (name, expected)
+
+
+async def test_an_answer_may_take_longer_than_a_head() -> None:
+    async with listening(patience=0.05) as place:
+        place.gate.clear()
+        asked = asyncio.create_task(place.say(f"{GET}\r\n"))
+        while not place.seen:
+            await asyncio.sleep(0.01)
+        assert await place.say() == [] == await place.say()  # others are let go meanwhile, one after the other
+        assert not asked.done()
+        place.gate.set()
+        assert await asked == ["200"]

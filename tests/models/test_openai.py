@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from apprentice import plugins, wire
@@ -226,6 +227,27 @@ async def test_json_is_read_also_in_a_fence_and_nothing_else_is_guessed(text: st
 def test_no_text_breaks_the_parser(text: str) -> None:
     value, problem = parse(text)
     assert value is None or problem is None
+
+
+@given(
+    digits=st.integers(1, 350),
+    fraction=st.integers(0, 3),
+    exponent=st.none() | st.integers(-400, 400),
+    sign=st.booleans(),
+)
+@example(digits=250, fraction=0, exponent=99, sign=False)
+def test_no_number_beyond_every_float_is_an_answer(
+    digits: int, fraction: int, exponent: int | None, sign: bool
+) -> None:
+    part = f".{'1' * fraction}" if fraction else ""
+    power = "" if exponent is None else f"e{'+' if sign and exponent >= 0 else ''}{exponent}"
+    text = f"{'-' if sign else ''}{'9' * digits}{part}{power}"
+    value, problem = parse(text)
+    is_whole = not part and not power
+    if is_whole or math.isfinite(float(text)):
+        assert (value, problem) == (int(text) if is_whole else float(text), None)
+    else:
+        assert (value, problem) == (None, "the answer is not JSON")
 
 
 @given(value=st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import json
 import threading
 from collections.abc import Iterator
@@ -97,6 +99,118 @@ async def test_each_write_waits_its_own_time_for_another_process(path: Path) -> 
     await store.append(a_record("in time"))
     assert [record.request_id for _, record in await store.records("sort")] == ["in time"]
     await store.close()
+
+
+# --- who writes: the loop where that is sooner, else the thread
+
+
+class Slow:
+    """The disk of this machine, which takes `takes` seconds more for each sync; `by` are the threads that waited for it."""
+
+    def __init__(self) -> None:
+        self.takes = 0.0
+        self.by: list[int] = []
+        self._never = threading.Event()
+        self._disk = Disk()
+        self._disk.fail = self._act
+        self.close = self._disk.unregister
+
+    def _act(self, act: str, _name: str) -> None:
+        if act == "sync":
+            self.by.append(threading.get_ident())
+            self._never.wait(self.takes)
+
+
+@pytest.fixture
+def slow() -> Iterator[Slow]:
+    disk = Slow()
+    yield disk
+    disk.close()
+
+
+async def test_a_loop_waits_for_a_quick_disk_itself_and_never_for_a_slow_one(path: Path, slow: Slow) -> None:
+    store, here = build(path), threading.get_ident()
+    for number in range(40):
+        await store.append(a_record(f"quick {number}"))
+    assert here in slow.by
+    slow.takes = 0.02
+    for number in range(2):
+        await store.append(a_record(f"slower {number}"))
+    slow.by.clear()
+    for number in range(3):
+        await store.append(a_record(f"slow {number}"))
+    assert here not in slow.by
+    assert len(slow.by) >= 3
+    assert await store.count("sort") == 45
+    await store.close()
+
+
+async def test_many_writes_and_changes_of_many_rows_are_never_the_loops(path: Path, slow: Slow) -> None:
+    store, here = build(path), threading.get_ident()
+    for number in range(40):
+        await store.append(a_record(f"quick {number}"))
+    slow.by.clear()
+    await asyncio.gather(*[store.append(a_record(f"many {number}")) for number in range(50)])
+    await store.save_state("sort", 1, "any change")
+    assert slow.by
+    assert here not in slow.by
+    await store.close()
+
+
+@contextlib.contextmanager
+def turn_of_another(path: Path) -> Iterator[None]:
+    with Path(f"{path}-lock").open() as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        yield
+
+
+async def test_the_loop_goes_on_while_another_process_has_its_turn(path: Path) -> None:
+    store = build(path)
+    for number in range(40):
+        await store.append(a_record(f"quick {number}"))
+    with turn_of_another(path):
+        writing = asyncio.ensure_future(store.append(a_record("patient")))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not writing.done()
+    assert await writing == 41
+    await store.close()
+
+
+async def test_what_a_loop_leaves_to_the_thread_is_written_before_the_store_closes(path: Path) -> None:
+    store = build(path)
+    for number in range(40):
+        await store.append(a_record(f"quick {number}"))
+    with turn_of_another(path):
+        writing = asyncio.ensure_future(store.append(a_record("patient")))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        closing = asyncio.ensure_future(store.close())
+        await asyncio.sleep(0)
+    assert await writing == 41
+    await closing
+
+
+class Interrupted(list[Cap]):
+    """Caps at which the interpreter is interrupted, as a person at the keyboard does it."""
+
+    def __iter__(self) -> Iterator[Cap]:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_in_the_middle_of_a_write_leaves_nothing_half_done(path: Path) -> None:
+    loop, store = asyncio.new_event_loop(), build(path)
+    for number in range(40):
+        loop.run_until_complete(store.append(a_record(f"quick {number}")))
+    append = loop.create_task(store.append(a_record("interrupted")))
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(store.reserve(a_hold("a", 1, WINDOWS), Interrupted()))
+    with pytest.raises(StoreError, match="KeyboardInterrupt"):
+        loop.run_until_complete(append)
+    assert loop.run_until_complete(store.append(a_record("after"))) == 41
+    assert loop.run_until_complete(store.spent(WINDOWS)) == dict.fromkeys(WINDOWS, 0)
+    loop.run_until_complete(store.close())
+    loop.close()
 
 
 class LockedDisk(apsw.VFS):

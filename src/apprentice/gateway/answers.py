@@ -8,11 +8,15 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from apprentice.gateway import HEADER
+from apprentice.types import Record, Result
 
 type Lines = list[tuple[bytes, bytes]]
 """Header lines, as they are sent."""
 
 _JSON, _EVENTS = b"application/json", b"text/event-stream; charset=utf-8"
+_REQUEST, _SOURCE, _PHASE, _COST, VERSION, CONFIDENCE = (
+    f"{HEADER}{name}".encode() for name in ("request-id", "source", "phase", "cost-usd", "version", "confidence")
+)
 
 
 class Answer(Response):
@@ -33,6 +37,11 @@ def as_events(text: str, lines: Lines) -> Answer:
     return Answer(text.encode(), lines, _EVENTS)
 
 
-def line(name: str, value: str) -> tuple[bytes, bytes]:
-    """One of our own header lines."""
-    return f"{HEADER}{name}".encode(), value.encode("latin-1")
+def lines_of(made: Result | Record, source: str) -> Lines:
+    """Our own header lines, which say where an answer comes from."""
+    return [
+        (_REQUEST, made.request_id.encode("latin-1")),
+        (_SOURCE, source.encode("latin-1")),
+        (_PHASE, made.decision.phase.encode("latin-1")),
+        (_COST, b"%.6f" % (made.cost / 1e6)),
+    ]

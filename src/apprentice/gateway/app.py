@@ -65,7 +65,7 @@ def build(
             gateway.meters.in_flight.set_function(lambda: door.busy)
             try:
                 await gateway.open()
-                app.state.gateway = gateway
+                app.state.gateway = door.gateway = gateway
                 async with courier(config, store).at_work():
                     yield
             finally:

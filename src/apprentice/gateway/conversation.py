@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, StrictBool, StrictFloat, StrictInt
+from pydantic_core import to_json
 
 from apprentice.config import TaskConfig
 from apprentice.errors import UnknownTask
@@ -21,8 +22,7 @@ TASK = "task:"  # before a task's name, in the place of a model's
 PIECE = 24  # characters in one event of a stream
 MOST_MESSAGES = 2_000
 _NAME = re.compile(r"[A-Za-z0-9][\w.:@/-]{0,199}", re.ASCII)
-
-_ENCODER = json.JSONEncoder(ensure_ascii=False)
+_SPACE = " \t\n\r"  # which may stand before a value of JSON
 
 type Number = StrictInt | StrictFloat
 
@@ -74,6 +74,8 @@ def input_of(task: TaskConfig, said: Iterable[str | Iterable[Text] | None]) -> J
         raise Refusal(400, "invalid_request", "messages: there is no message of the user", param="messages")
     text = last if isinstance(last, str) else "".join(part.text for part in last)
     only = _only_text(task.task.input_schema)
+    if only is not None and not text.lstrip(_SPACE).startswith("{"):
+        return {only: text}
     try:
         value = parsed(text.encode(errors="surrogatepass"))
     except Refusal:
@@ -102,7 +104,7 @@ def pieces(text: str) -> Iterator[str]:
 
 
 def as_text(output: Json) -> str:
-    return _ENCODER.encode(output)
+    return to_json(output).decode()
 
 
 def event(data: Json, name: str | None = None) -> str:

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -20,7 +20,7 @@ from apprentice.engine import Apprentice, new_id
 from apprentice.errors import ApprenticeError, BudgetExhausted, IdempotencyConflict
 from apprentice.gateway import HEADER, Settings
 from apprentice.gateway.allowance import Allowances
-from apprentice.gateway.answers import Lines, line
+from apprentice.gateway.answers import CONFIDENCE, VERSION, Lines, lines_of
 from apprentice.gateway.keys import Key, Keyring, Role
 from apprentice.gateway.meters import Meters
 from apprentice.gateway.once import Once
@@ -46,18 +46,17 @@ _RELAYED = Decision(route="remote", reason="no_local_model", p=0.0)
 WORDS_A_MINUTE = 600  # of feedback that one key may give in one process: what people say, and not more
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One request as an operation sees it. `idempotency` is what the client wrote; `capture`: whether it is recorded."""
 
     id: str
     key: Key
-    path: Mapping[str, str] = field(default_factory=dict)
+    path: Mapping[str, str] = {}
     body: Any = None
-    tags: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = {}
     idempotency: str | None = None
     capture: bool = True
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,14 +202,8 @@ class Gateway:
             raise Refusal(409, "idempotency_conflict", f"the first request with this key failed: {record.error}")
         if before is not None and before.input != hidden:
             raise _reused()
-        lines = [
-            line("request-id", record.request_id),
-            line("source", "remote"),
-            line("phase", record.decision.phase),
-            line("cost-usd", f"{record.cost / 1e6:.6f}"),
-        ]
         output, usage = veil.show(record.remote.output), record.remote.usage or _NONE
-        return Answered(output, record.request_id, record.at, usage, lines)
+        return Answered(output, record.request_id, record.at, usage, lines_of(record, "remote"))
 
     async def _relayed(self, call: Call, to: Relay, body: dict[str, Json], key: str | None, veil: Veil) -> Record:
         at, started, attempts = self._clock(), time.perf_counter(), list[Attempt]()
@@ -298,16 +291,11 @@ class Gateway:
 
 
 def _lines(result: Result) -> Lines:
-    found = [
-        line("request-id", result.request_id),
-        line("source", result.source),
-        line("phase", result.decision.phase),
-        line("cost-usd", f"{result.cost / 1e6:.6f}"),
-    ]
+    found = lines_of(result, result.source)
     if result.version is not None:
-        found.append(line("version", result.version))
+        found.append((VERSION, result.version.encode("latin-1")))
     if result.confidence is not None:
-        found.append(line("confidence", f"{result.confidence:.6f}"))
+        found.append((CONFIDENCE, b"%.6f" % result.confidence))
     return found
 
 

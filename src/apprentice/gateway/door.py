@@ -52,6 +52,7 @@ class Door:
         log: bool = False,
     ) -> None:
         self.inside = inside
+        self.gateway: Gateway | None = None  # while the application is open
         self.closing = False
         self._settings = settings
         self._names = settings.names
@@ -107,14 +108,13 @@ class Door:
         answer: ASGIApp = self.inside
         if (refusal := self._refusal(scope)) is not None:
             answer = refusal.response(family_of(scope["path"]), scope["apprentice"])
-        elif (operation := self._operations.get((scope["method"], scope["path"]))) is not None:
-            answer = await visit(self.inside.state.gateway, operation, scope, receive)
+        elif self.gateway and (operation := self._operations.get((scope["method"], scope["path"]))):
+            answer = await visit(self.gateway, operation, scope, receive)
         await answer(scope, receive, send)
 
     def _count(self, scope: Scope, status: int, seconds: Seconds) -> None:
-        gateway: Gateway | None = getattr(self.inside.state, "gateway", None)
-        if gateway is not None:
-            gateway.meters.count(scope["method"], scope.get("apprentice.operation", "none"), status, seconds)
+        if self.gateway is not None:
+            self.gateway.meters.count(scope["method"], scope.get("apprentice.operation", "none"), status, seconds)
         if self._log:
             key = scope.get("apprentice.key")
             told = {"method": scope["method"], "path": scope["path"], "status": status, "ms": round(seconds * 1e3, 2)}
@@ -211,9 +211,7 @@ def _secret(heads: Heads) -> str:
 
 def _tags(heads: Heads) -> dict[str, str]:
     found = {
-        name.removeprefix(_TAG).decode("latin-1"): values[-1].decode("latin-1")
-        for name, values in heads.items()
-        if name.startswith(_TAG)
+        name.removeprefix(_TAG).decode("latin-1"): values[-1] for name, values in heads.items() if name.startswith(_TAG)
     }
     if len(found) > _MOST_TAGS:
         raise Refusal(400, "invalid_request", f"at most {_MOST_TAGS} tags", param=f"{HEADER}tag-*")

@@ -104,14 +104,16 @@ class Keyring:
     async def find(self, secret: str) -> Key | None:
         """The key with this secret. How long that takes depends on its SHA-256, and says nothing about how near a guess is."""
         digest = _digest(secret) if len(secret) <= _LONGEST else ""
-        await self._renew(_FRESH)
-        if digest not in self._keys:
-            await self._renew(_AGAIN)
+        if self._is_older(_FRESH):
+            await self._renew()
+        if digest not in self._keys and self._is_older(_AGAIN):
+            await self._renew()
         return self._keys.get(digest)
 
-    async def _renew(self, fresh: Seconds) -> None:
-        if self._read_at is not None and self._clock() - self._read_at < fresh:
-            return
+    def _is_older(self, age: Seconds) -> bool:
+        return self._read_at is None or self._clock() - self._read_at >= age
+
+    async def _renew(self) -> None:
         if self._reading is None:  # all who come meanwhile wait for the same
             self._reading = asyncio.ensure_future(self._read())
         await asyncio.shield(self._reading)

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import json
 import time
-from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
@@ -168,7 +167,7 @@ async def run(gateway: Gateway, call: Call) -> Response:
 
 def _tagged(call: Call) -> Call:
     """The call with the tags of its body besides those of its headers."""
-    return replace(call, tags={**(call.body.tags or {}), **call.tags})
+    return call._replace(tags={**(call.body.tags or {}), **call.tags})
 
 
 def _ran(answered: Answered) -> Ran:

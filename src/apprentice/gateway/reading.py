@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from pydantic import BaseModel, ValidationError
@@ -23,22 +23,22 @@ _MOST_COLONS = 250_000  # there is one in each member of an object, and a member
 _DRAINED = 16  # times the limit that is read and thrown away, so that a client hears why it is refused
 
 
-class Heads(dict[bytes, list[bytes]]):
+class Heads(dict[bytes, list[str]]):
     """The header lines of one request by their names in lower case; those of one name in the order in which they came."""
 
     def __init__(self, lines: Iterable[tuple[bytes, bytes]]) -> None:
         super().__init__()
         for name, value in lines:
             if name in self:
-                self[name].append(value)
+                self[name].append(value.decode("latin-1"))
             else:
-                self[name] = [value]
+                self[name] = [value.decode("latin-1")]
 
-    def all(self, name: bytes) -> list[str]:
-        return [value.decode("latin-1") for value in self.get(name, ())]
+    def all(self, name: bytes) -> Sequence[str]:
+        return self.get(name, ())
 
     def first(self, name: bytes, default: str) -> str:
-        return self[name][0].decode("latin-1") if name in self else default
+        return self[name][0] if name in self else default
 
 
 async def read[B: BaseModel](scope: Scope, receive: Receive, kind: type[B], settings: Settings) -> B:

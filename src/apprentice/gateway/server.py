@@ -66,7 +66,6 @@ def server(app: Door | str, settings: Settings, *, workers: int = 1) -> Server:
         server_header=False,
         backlog=queue,
         proxy_headers=False,
-        timeout_keep_alive=max(1, int(settings.patience)),
         timeout_graceful_shutdown=int(settings.grace),
         timeout_worker_healthcheck=60,  # on a busy machine a worker takes seconds to begin, and is not to be replaced for it
     )

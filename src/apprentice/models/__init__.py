@@ -14,11 +14,10 @@ import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cache, partial
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from pydantic import SecretStr
+from pydantic_core import from_json
 
 from apprentice import wire
 from apprentice.connection import Careful, Reader
@@ -69,19 +68,17 @@ class Endpoint:
             raise ConfigError(f"{name}: api_key is empty, or has what no key has (a line break, a space at its end)")
         self.name = name
         self._base = wire.check_url(base_url, allow_internal=allow_internal)
-        self._path = path
-        self._key = SecretStr(api_key or "")
-        self._header = header
-        self._scheme = scheme
-        self._headers = {"content-type": "application/json", **(headers or {})}
-        self._free = free
-        self._timeout = timeout
+        told = {"content-type": "application/json", **(headers or {})}
+        if api_key:
+            told[header] = scheme + api_key
+        # All that the requests have in common.
+        self._asked = wire.Request(self._base + path, told, b"", timeout, api_key or "", free=free)
         self._client = client or wire.client(allow_internal=allow_internal, reader=reader())
         self._owned = client is None
 
-    async def ask(self, body: bytes) -> wire.Outcome:
+    def ask(self, body: bytes) -> Awaitable[wire.Outcome]:
         """What became of one attempt."""
-        return await wire.send(self._client, self._request(self._path, self._headers, body, self._timeout))
+        return wire.send(self._client, self._asked._replace(body=body))
 
     async def call(
         self,
@@ -97,18 +94,20 @@ class Endpoint:
         `lines`: a file of JSON lines is asked for. `failed_jobs`: the job that is asked about may have failed, and is told
         of all the same. Raises ModelError when there is no answer.
         """
-        asked = self._request(path, self._headers | {"content-type": media}, body or b"", max(self._timeout, _LONGEST))
-        method: Literal["POST", "GET"] = "GET" if body is None else "POST"
-        outcome = await wire.send(self._client, replace(asked, method=method, lines=lines, limit=_LARGEST))
+        asked = self._asked._replace(
+            url=self._base + path,
+            headers={**self._asked.headers, "content-type": media},
+            body=body or b"",
+            timeout=max(self._asked.timeout, _LONGEST),
+            limit=_LARGEST,
+            method="GET" if body is None else "POST",
+            lines=lines,
+        )
+        outcome = await wire.send(self._client, asked)
         told = failed_jobs and outcome.status == 200 and outcome.body is not None
         if outcome.kind != "answered" and not told:
             raise failed(outcome, self.name)
         return outcome
-
-    def _request(self, path: str, headers: Mapping[str, str], body: bytes, timeout: Seconds) -> wire.Request:
-        key = self._key.get_secret_value()
-        headers = {**headers, **({self._header: self._scheme + key} if key else {})}
-        return wire.Request(self._base + path, headers, body, timeout, key, free=self._free)
 
     async def close(self) -> None:
         """Close the connections; those of a client that was handed in are its owner's."""
@@ -480,6 +479,11 @@ def parse(text: str) -> tuple[Json, str | None]:
     >>> parse('```json\\n{"label": "spam"}\\n```')
     ({'label': 'spam'}, None)
     """
+    if _BEYOND.search(text) is None:
+        try:
+            return from_json(text, allow_inf_nan=False, cache_strings="keys"), None
+        except (ValueError, TypeError):
+            pass  # it gives the same value or none: not for a fence, half of a surrogate pair or 200 levels
     inside = _FENCE.fullmatch(text)
     try:
         value = _DECODER.decode(inside[1] if inside else text)
@@ -560,6 +564,7 @@ _LARGEST = 512 * 2**20  # bytes of a file of results
 _MOST_FORMS = 100  # tasks of one remote; whoever makes a new Task for each request must not fill the memory
 _MARK = "\u2400 the input \u2400"  # stands for the input where a request is built to be taken apart
 _MOST_TOKENS = 10**12  # a thousand million pages: beyond that a count is nonsense, and money would not fit the ledger
+_BEYOND = re.compile(r"[0-9][eE]\+?[0-9]{3}|[0-9]{200}")  # in every text with a number beyond all floats (1e308)
 _FENCE = re.compile(r"\s*```(?:json|JSON)?\s*\n(.*?)\n?\s*```\s*", re.DOTALL)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from apprentice.connection import LONGEST_HEAD, Head, Unreadable, add, check_framing
+from apprentice.connection import LONGEST_HEAD, Head, Unreadable, headers_of
 
 
 class Reader:
@@ -23,7 +23,7 @@ class Reader:
         self.head: Head | None = None
         self.pieces: list[bytes] = []
         self.complete = False
-        self._headers: dict[str, str] = {}
+        self._headers: list[tuple[bytes, bytes]] = []
         self._idle = 0  # bytes that brought nothing of a body
         self._ready = False
 
@@ -55,21 +55,22 @@ class Reader:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.head is None:  # else it comes after the body
-            if name.lower() == b"transfer-encoding" and value.rstrip(b" ").lower() != b"chunked":
-                raise Unreadable("RemoteProtocolError")  # with a tab after it llhttp does not know it, and add() would
-            add(self._headers, name, value)
+            self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         if self.head is not None:
             return
-        headers, self._headers = self._headers, {}
+        found, self._headers = self._headers, []
         status = self._parser.get_status_code()
         if status == 101:
             raise Unreadable("nobody asked for another protocol")
         if status < 200:
             return  # the answer is still to come
-        check_framing(headers)
-        self._endless = "content-length" not in headers and "transfer-encoding" not in headers
+        headers = headers_of(found)
+        chunked = "transfer-encoding" in headers
+        if chunked and any(name.lower() == b"transfer-encoding" and b"\t" in value for name, value in found):
+            raise Unreadable("RemoteProtocolError")  # llhttp does not know it then, and headers_of() does
+        self._endless = not chunked and "content-length" not in headers
         self.head = Head(status, headers)
 
     def on_body(self, data: bytes) -> None:

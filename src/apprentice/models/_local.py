@@ -13,7 +13,6 @@ import math
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -103,7 +102,7 @@ class Api:
     async def _send(self, request: wire.Request) -> wire.Outcome:
         if key := self._key.get_secret_value():
             headers = {**request.headers, "authorization": f"Bearer {key}"}
-            request = replace(request, headers=headers, secret=key)
+            request = request._replace(headers=headers, secret=key)
         return await wire.send(self._client, request)
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The thread through which every write to a SQLite store goes, and the statements that it runs."""
+"""Every write to a SQLite store: the thread that runs them, or the loop where that is sooner, and the statements."""
 
 from __future__ import annotations
 
@@ -49,6 +49,9 @@ _WINDOW_AGAIN = "ON CONFLICT DO UPDATE SET spent = excluded.spent, held = exclud
 _COLUMNS = RECORD_COLUMNS.split(", ")
 _TASK, _AT, _BODY, _SUBJECT = map(_COLUMNS.index, ("task", "at", "body", "subject"))
 ALL_WINDOWS = ""  # the row of `windows` that counts the others
+FEW = 8  # writes that a loop may bring to the disk itself
+SOON: Seconds = 0.002  # what it takes to wake a thread and to be woken by it, about
+COMMITS = 8  # of the last ones, in the running mean of how long one takes
 KEPT = 10_000  # rows of the ledger in memory: far more than calls in flight and windows of a day
 
 
@@ -84,7 +87,10 @@ class _Write:
 
 
 class Writer:
-    """The thread through which every write goes: jobs that wait at the same time share one transaction.
+    """Through which every write goes, one transaction after the other: jobs that wait at the same time share one.
+
+    A thread runs them. Where nobody else writes, the loop that submits a few rows writes them itself, for as long as the
+    disk is quick: two threads that wake each other take longer than the disk does.
 
     All are held back until the commit is on the disk. A job that fails on its own account leaves the others alone;
     after a commit or an fsync that failed nobody knows what is on the disk, and no write is accepted any more.
@@ -99,7 +105,10 @@ class Writer:
         self._wait = wait
         self._inbox: queue.SimpleQueue[list[_Write] | None] = queue.SimpleQueue()
         self._new: dict[asyncio.AbstractEventLoop, list[_Write]] = {}  # not yet in the inbox
-        self._gate = threading.Lock()  # guards `closed` and `_new` with the inbox, and `begun` with `done`
+        self._gate = threading.Lock()  # guards `closed`, `_new` and `_idle` with the inbox, and `begun` with `done`
+        self._idle = False  # the thread: nothing waits for it, and it does nothing
+        self._using = threading.Lock()  # the connection
+        self._takes: Seconds = SOON  # a commit, by the last ones
         self._broken: str | None = None
         self._log_pages = 0
         self._ledger = _Ledger(path, connection)
@@ -109,7 +118,8 @@ class Writer:
         connection.set_wal_hook(self._logged)
         threading.Thread(target=self._run, name="apprentice-write", daemon=True).start()
 
-    async def submit(self, job: _Job) -> Any:
+    def submit(self, job: _Job) -> asyncio.Future[Any]:
+        """What comes of the job, in the loop that is running."""
         loop = asyncio.get_running_loop()
         write = _Write(job, loop.create_future(), loop.time() + self._wait)
         with self._gate:
@@ -123,17 +133,50 @@ class Writer:
         if waiting is None:
             waiting = self._watch(loop)
         waiting.add(write)
-        try:
-            return await write.future
-        finally:
-            waiting.discard(write)
+        return write.future
 
     def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Give the thread what was submitted in this turn of the loop. One by one, each would wake it, and it would fight with
-        the loop for the interpreter."""
+        """Write what was submitted in this turn of the loop, or give it to the thread. One by one, each would wake it, and it
+        would fight with the loop for the interpreter."""
         with self._gate:
-            if (new := self._new.pop(loop, None)) is not None:
-                self._inbox.put(new)
+            new = self._new.pop(loop, [])
+            here = bool(new) and self._idle and self._is_soon(new) and self._using.acquire(blocking=False)
+            if not here:
+                self._give(new)
+        if here:
+            try:
+                self._write_here(new)
+            finally:
+                self._using.release()
+
+    def _is_soon(self, writes: Sequence[_Write]) -> bool:
+        """Whether to write them takes no longer than to wake the thread, which also brings the log into the database."""
+        if self._takes >= SOON or len(writes) > FEW or self._log_pages >= WAL_PAGES:
+            return False
+        return all(isinstance(write.job, tuple | Booking) for write in writes)
+
+    def _give(self, writes: list[_Write]) -> None:
+        if writes:
+            self._idle = False
+            self._inbox.put(writes)
+
+    def _write_here(self, writes: list[_Write]) -> None:
+        """Write them in this turn of the loop. What must wait, because another process writes, is left to the thread."""
+        try:
+            fcntl.flock(self._turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                self._serve(writes)
+            finally:
+                fcntl.flock(self._turn, fcntl.LOCK_UN)
+        except OSError:
+            pass  # another one has its turn; whatever else it is, the thread meets it, too
+        except BaseException as error:  # of the main thread, where the loop may run: no transaction is left open
+            self._fail_all(writes, error)
+            raise
+        finally:
+            self._resolve([write for write in writes if write.done])
+            with self._gate:
+                self._give([write for write in writes if not write.done])
 
     def close(self) -> bool:
         """Tell the thread to end after what waits. False if somebody has told it before."""
@@ -162,7 +205,8 @@ class Writer:
         for other in list(self._waiting):
             if other.is_closed():
                 self._waiting.pop(other, None)
-                self._hand_over(other)  # what was submitted in its last turn
+                with self._gate:
+                    self._give(self._new.pop(other, []))  # what was submitted in its last turn
         loop.call_later(self._wait, self._give_up, loop)
         return self._waiting.setdefault(loop, set())
 
@@ -182,23 +226,49 @@ class Writer:
         else:
             del self._waiting[loop]
 
+    def _release(self, writes: Sequence[_Write]) -> None:
+        """Wake the callers, once a loop: waking a loop is a system call."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[_Write]] = {}
+        for write in writes:
+            by_loop.setdefault(write.future.get_loop(), []).append(write)
+        for loop, some in by_loop.items():
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(self._resolve, some)
+
+    def _resolve(self, writes: Sequence[_Write]) -> None:
+        """Tell the callers, in their loop."""
+        waiting: set[_Write] = self._waiting.get(asyncio.get_running_loop(), set())
+        for write in writes:
+            waiting.discard(write)
+            if write.future.done():  # cancelled meanwhile; what was written stays written
+                continue
+            if write.error is not None:
+                write.future.set_exception(write.error)
+            else:
+                write.future.set_result(write.result)
+
     def _run(self) -> None:
         waiting: list[_Write] = []
         ending = False
-        while waiting or not ending:
+        while waiting or not ending or not self._inbox.empty():
+            with self._gate:
+                self._idle = not waiting and self._inbox.empty()
             ending = self._collect(waiting, ending)
+            with self._using:
+                if waiting:
+                    try:
+                        fcntl.flock(self._turn, fcntl.LOCK_EX)
+                        ending = self._collect(waiting, ending)  # who came while we stood in the queue
+                        self._serve(waiting)
+                    except OSError as error:
+                        self._fail_all(waiting, error)
+                    finally:
+                        fcntl.flock(self._turn, fcntl.LOCK_UN)
+                self._release([write for write in waiting if write.done])
+                waiting = [write for write in waiting if not write.done]
+                self._checkpoint()
             if waiting:
-                try:
-                    fcntl.flock(self._turn, fcntl.LOCK_EX)
-                    ending = self._collect(waiting, ending)  # who came while we stood in the queue
-                    self._serve(waiting)
-                except OSError as error:
-                    self._fail_all(waiting, error)
-                finally:
-                    fcntl.flock(self._turn, fcntl.LOCK_UN)
-            _release([write for write in waiting if write.done])
-            waiting = [write for write in waiting if not write.done]
-            self._checkpoint()
+                time.sleep(0.002)  # somebody has the file who does not queue: a person at it, a backup
         os.close(self._turn)
         try:
             self._connection.close()
@@ -208,16 +278,18 @@ class Writer:
             self._ended.set_result(None)
 
     def _collect(self, waiting: list[_Write], ending: bool) -> bool:
-        """Add what has come in; sleep only if nothing waits. True when the last has come."""
+        """Add what has come in; sleep only if nothing waits. True when nobody new comes in."""
         with contextlib.suppress(queue.Empty):
-            while len(waiting) < GROUP and not ending:
-                writes = self._inbox.get(block=not waiting)
+            while len(waiting) < GROUP:
+                writes = self._inbox.get(block=not waiting and not ending)
                 if writes is None:
-                    return True
-                waiting += writes
+                    ending = True
+                else:
+                    waiting += writes
         return ending
 
     def _serve(self, waiting: list[_Write]) -> None:
+        """Bring the writes to their end, or leave them as they are where somebody has the file."""
         if self._broken is not None:
             return _fail(waiting, StoreError(self._broken, hint="check the disk, then restart"))
         scrubs = [write for write in waiting if isinstance(write.job, Scrub)]
@@ -230,8 +302,8 @@ class Writer:
             return None
         try:
             self._connection.execute("BEGIN IMMEDIATE")
-        except apsw.BusyError:  # by somebody who does not queue: a person at the file, a backup
-            return time.sleep(0.002)
+        except apsw.BusyError:
+            return None
         except apsw.Error as error:
             return self._fail_all(waiting, error)
         with self._gate:
@@ -248,8 +320,8 @@ class Writer:
             for write in waits:
                 write.result = True  # when only the log is in the way, the file need not be rebuilt again
             self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-        except apsw.BusyError:  # somebody reads: after a moment it is tried again
-            return time.sleep(0.002)
+        except apsw.BusyError:  # somebody reads
+            return None
         except apsw.Error as error:
             return self._fail_all(scrubs, error)
         with self._gate:
@@ -262,8 +334,9 @@ class Writer:
         committing = False
         try:
             self._work(waiting)
-            committing = True
+            committing, began = True, time.monotonic()
             self._connection.execute("COMMIT")
+            self._takes += (time.monotonic() - began - self._takes) / COMMITS
         except Exception as error:  # noqa: BLE001 - whatever it is, the callers get it and the thread lives on
             self._fail_all(waiting, error, committing=committing)
 
@@ -338,7 +411,7 @@ class Writer:
 
     # --- when it goes wrong
 
-    def _fail_all(self, writes: Sequence[_Write], error: Exception, *, committing: bool = False) -> None:
+    def _fail_all(self, writes: Sequence[_Write], error: BaseException, *, committing: bool = False) -> None:
         # Named before anything else is asked of the connection, which forgets the system's error then.
         known = self._translated(error)
         self._ledger.forget()
@@ -353,7 +426,7 @@ class Writer:
             self._broken = self._broken or f"{self._path}: no more writes since one could not be undone: {second}"
         _fail(writes, known)
 
-    def _translated(self, error: Exception) -> ApprenticeError:
+    def _translated(self, error: BaseException) -> ApprenticeError:
         return translated(error, self._path, self._connection.system_errno)
 
     def _logged(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
@@ -462,26 +535,6 @@ def _fail(writes: Sequence[_Write], error: ApprenticeError) -> None:
         write.error.__cause__ = error.__cause__
 
 
-def _release(writes: Sequence[_Write]) -> None:
-    """Wake the callers, once a loop: waking a loop is a system call."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[_Write]] = {}
-    for write in writes:
-        by_loop.setdefault(write.future.get_loop(), []).append(write)
-    for loop, some in by_loop.items():
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(_resolve, some)
-
-
-def _resolve(writes: Sequence[_Write]) -> None:
-    for write in writes:
-        if write.future.done():  # cancelled meanwhile; what was written stays written
-            continue
-        if write.error is not None:
-            write.future.set_exception(write.error)
-        else:
-            write.future.set_result(write.result)
-
-
 # --- statements
 
 
@@ -528,7 +581,7 @@ def amounts_of(connection: apsw.Connection, windows: Sequence[str]) -> dict[str,
     return found
 
 
-def translated(error: Exception, path: Path, system_errno: int) -> ApprenticeError:
+def translated(error: BaseException, path: Path, system_errno: int) -> ApprenticeError:
     code: int = getattr(error, "extendedresult", 0)
     match error:
         case ApprenticeError():
