@@ -286,15 +286,28 @@ def test_a_time_that_is_none_is_refused(run: Run, tmp_path: Path, time: str) -> 
     assert code == 2 and "90s, 30m, 2h or 7d" in err
 
 
+@pytest.mark.parametrize("second", ["--csv", "--webhook"])
+def test_two_kinds_of_report_at_once_are_refused(run: Run, folder: Path, second: str) -> None:
+    code, _, err = run("report", "--html", str(folder / "report.html"), second)
+    assert code == 2 and f"--html and {second} are two reports" in err
+    assert not (folder / "report.html").exists()
+
+
 def test_check_names_a_model_that_would_be_refused_because_its_price_is_unknown(run: Run, folder: Path) -> None:
     known = (folder / "apprentice.yaml").read_text()
     assert json.loads(run("check", "--json")[1])["missing"] == []
+    assert "good, 1 task" in run("check")[1]
     (folder / "apprentice.yaml").write_text(known.replace("model: gpt-4o-mini", "model: gpt-nowhere"))
     code, out, _ = run("check", "--json")
     assert code == 0
     (missing,) = json.loads(out)["missing"]
     assert "openai/gpt-nowhere" in missing and "price: {input: …, output: …}" in missing
-    assert "gpt-nowhere" in run("check")[2] and run("run", "sort", "--input", '{"text": "a pear"}')[0] == 4
+    _, out, err = run("check")
+    assert (
+        "not ready to serve" in out
+        and "gpt-nowhere" in err
+        and run("run", "sort", "--input", '{"text": "a pear"}')[0] == 4
+    )
 
 
 @pytest.mark.parametrize("number", ["-1", "0", "nan", "inf"])

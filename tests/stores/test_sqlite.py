@@ -753,6 +753,12 @@ async def test_closing_leaves_no_thread_and_no_file_open(path: Path) -> None:
     assert opened() == before
 
 
+def test_a_folder_is_refused_with_a_name_for_the_file(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="is a folder") as caught:
+        build(tmp_path)
+    assert "apprentice.db" in str(caught.value.hint)
+
+
 async def test_a_copied_file_is_a_store(path: Path) -> None:
     store = build(path)
     await store.append(a_record("r1"))

@@ -87,7 +87,8 @@ def _check(parsed: argparse.Namespace) -> int:
             }
         )
         return 0
-    print(f"{parsed.config}: good, {len(config.tasks)} task{'s' if len(config.tasks) != 1 else ''}")
+    found = "not ready to serve, see below" if missing else "good"
+    print(f"{parsed.config}: {found}, {len(config.tasks)} task{'s' if len(config.tasks) != 1 else ''}")
     for name, promised in promises.items():
         print(f"  {name}: {promised}")
     for warning in missing:

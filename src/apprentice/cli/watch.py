@@ -58,6 +58,9 @@ def _status(parsed: argparse.Namespace) -> int:
 
 def _report(parsed: argparse.Namespace) -> int:
     """Show what each task cost, saved and agreed, over time."""
+    asked = [name for name in ("html", "csv", "webhook") if getattr(parsed, name)]
+    if len(asked) > 1:
+        raise ConfigError(f"--{asked[0]} and --{asked[1]} are two reports", hint="ask for one at a time")
     if parsed.html is not None:
         return _page(parsed)
     if parsed.webhook:

@@ -641,6 +641,8 @@ def _holds(connection: apsw.Connection, before: Seconds) -> list[Hold]:
 
 def _create(path: Path) -> int:
     """Make the file if there is none, for its owner alone, as its log will be. The descriptor of the lock beside it."""
+    if path.is_dir():
+        raise StoreError(f"{path} is a folder", hint=f"store.path names a file, such as {path / 'apprentice.db'}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
