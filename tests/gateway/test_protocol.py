@@ -7,6 +7,7 @@ import contextlib
 import re
 import socket
 from collections.abc import AsyncIterator, Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import pytest
@@ -231,6 +232,36 @@ async def test_a_client_that_waits_for_permission_gets_it(place: Place) -> None:
     assert place.seen[0].body == b"hello"
 
 
+async def test_who_waits_for_permission_and_is_refused_may_send_nothing_more() -> None:
+    refused = [start((b"content-length", b"0"), status=401), piece(b"")]
+    answer = await answer_to(f"{POST}Expect: 100-continue\r\nContent-Length: 5\r\n\r\n", refused)
+    assert answer == b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n" + CLOSED + b"\r\n"
+    async with listening(saying(refused)) as place:
+        assert await place.say(f"{POST}Expect: 100-continue\r\n{FIVE}{NEXT}") == ["401", "401"]  # it has come already
+
+
+_TOLD: ContextVar[str] = ContextVar("told", default="")
+
+
+async def test_what_one_request_notes_in_its_context_is_not_seen_by_the_next() -> None:
+    seen: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(_TOLD.get())
+        _TOLD.set(scope["path"])
+        while (await receive())["more_body"]:
+            pass
+        await send(start(TWO))
+        await send(piece(b"ok"))
+
+    async with listening(app) as place:
+        assert await place.say(f"{GET}\r\n" * 2 + NEXT) == ["200"] * 3
+        # More than is kept of a body, so that reading pauses, and goes on when the application asks for more.
+        large = f"{POST}Content-Length: 300000\r\n\r\n{'a' * 300_000}"
+        assert await place.say(large, large, NEXT) == ["200"] * 3
+    assert seen == [""] * 6
+
+
 LONG = [f"X-{number}: {'a' * 60_000}\r\n" for number in range(16)]
 
 
@@ -340,15 +371,19 @@ class _Sent(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.sent: list[bytes] = []
+        self.closed = self.aborted = False
 
     def write(self, data: Any) -> None:
         self.sent.append(data)
 
     def is_closing(self) -> bool:
-        return False
+        return self.closed
 
     def close(self) -> None:
-        pass
+        self.closed = True
+
+    def abort(self) -> None:
+        self.closed = self.aborted = True
 
 
 async def test_the_head_of_an_answer_is_sent_with_its_body_and_what_follows_waits_for_nothing() -> None:
@@ -403,3 +438,41 @@ async def test_an_answer_may_take_longer_than_a_head() -> None:
         assert not asked.done()
         place.gate.set()
         assert await asked == ["200"]
+
+
+async def test_the_rest_of_the_last_answer_may_take_as_long_as_a_head_however_long_the_answer_took() -> None:
+    gate = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await gate.wait()
+        await send(start(TWO))
+        await send(piece(b"ok"))
+
+    transport, connection = _Sent(), Patient(configured(app), ServerState(), {})
+    connection.patience = 0.5
+    connection.connection_made(transport)
+    connection.data_received(NEXT.encode())
+    late = asyncio.get_running_loop().time() + 0.6
+    async with asyncio.timeout(30):
+        while asyncio.get_running_loop().time() < late:
+            await asyncio.sleep(0.01)
+        gate.set()
+        while not transport.closed:
+            await asyncio.sleep(0)
+        connection._look()  # its time may come at any moment
+        assert (transport.closed, transport.aborted) == (True, False)
+        while not transport.aborted:  # for the client takes nothing
+            await asyncio.sleep(0.01)
+    connection.connection_lost(None)
+
+
+async def test_nobody_keeps_a_place_by_not_taking_half_an_answer() -> None:
+    for messages in ([start(TWO), piece(b"o", more=True), start()], [start(TWO), start()]):
+        transport, connection = _Sent(), Patient(configured(saying(messages)), ServerState(), {})
+        connection.patience = 0.05
+        connection.connection_made(transport)
+        connection.data_received(f"{GET}\r\n".encode())
+        async with asyncio.timeout(30):
+            while not transport.aborted:
+                await asyncio.sleep(0.01)
+        connection.connection_lost(None)

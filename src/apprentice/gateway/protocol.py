@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from contextvars import Context
 from typing import Any
 from urllib.parse import unquote
 
@@ -36,7 +37,7 @@ class Patient(HttpToolsProtocol):
     _unread: asyncio.TimerHandle | None = None
     _fed = 0  # bytes since a head was whole, or a piece of a body came
     _over = False  # what comes now is not read any more
-    _next: _Exchange | None = None  # what is begun when all that came with its head is read
+    _next: _Exchange | None = None  # begun when all that came with its head is read: its body may be there, or rubbish
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -64,7 +65,8 @@ class Patient(HttpToolsProtocol):
         if self._fed > _MOST_HEAD:
             self.send_400_response(_REFUSED)
         if self._next is not None:
-            self._begin(self._next)
+            begun, self._next = self._next, None
+            self._begin(begun, now=True)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
@@ -146,29 +148,23 @@ class Patient(HttpToolsProtocol):
 
     # --- what leaves --------------------------------------------------------------------------------------------------
 
-    def _begin(self, exchange: _Exchange) -> None:
-        """Answer it at once, as far as nothing has to be waited for."""
-        self._next = None
+    def _begin(self, exchange: RequestResponseCycle, *, now: bool) -> None:
+        """Answer it, in a context of its own: that of whoever resumed reading is another request's. `now`: as far as nothing
+        has to be waited for; else in a turn of its own."""
         if not self.transport.is_closing():
-            asyncio.Task(self._answer(exchange), loop=self.loop, eager_start=True)
-
-    async def _answer(self, exchange: _Exchange) -> None:
-        task = asyncio.current_task()
-        assert task is not None  # it was begun as one
-        self.tasks.add(task)
-        try:
-            await exchange.run_asgi(self.app)
-        finally:
-            self.tasks.discard(task)
+            task = asyncio.Task(exchange.run_asgi(self.app), loop=self.loop, context=Context(), eager_start=now)
+            if not task.done():
+                self.tasks.add(task)
+                task.add_done_callback(self.tasks.discard)
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
+        self._silent, self._since = True, self.loop.time()  # or to wait for the rest to be taken
         if self.transport.is_closing():
             return
-        self._silent, self._since = True, self.loop.time()
         self.flow.resume_reading()
         if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())  # in its own turn: hundreds would be answered inside each other
+            self._begin(self.pipeline.pop()[0], now=False)  # hundreds would be answered inside each other
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -183,8 +179,9 @@ class Patient(HttpToolsProtocol):
     # --- time ---------------------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
-        """Let go of who is late with a head. One look after the other: a timer for each request would cost more."""
-        waited = self.loop.time() - self._since if _is_idle(self) else 0.0
+        """Let go of who is late with a head, or does not take the rest before we close. One look after the other: a timer for
+        each request would cost more."""
+        waited = self.loop.time() - self._since if _is_idle(self) or self.transport.is_closing() else 0.0
         if waited < self.patience:
             self._watch = self.loop.call_later(self.patience - waited, self._look)
         else:
@@ -243,8 +240,10 @@ class _Exchange(RequestResponseCycle):
 
     def _opened(self, status: int, given: Iterable[tuple[bytes, bytes]]) -> bytes:
         """The head of the answer, and what it says about the body and the connection."""
-        lines = [*self.default_headers, *given]
+        lines = [(name.lower(), value) for name, value in (*self.default_headers, *given)]
         told = dict(lines)
+        if self.waiting_for_100_continue and self.more_body:
+            self.keep_alive = False  # what comes next may be the body or another request (RFC 9110 section 10.1.1)
         if b"close" in told.get(b"connection", b"").lower().replace(b" ", b"").split(b","):
             self.keep_alive = False
         elif not self.keep_alive:
@@ -256,6 +255,7 @@ class _Exchange(RequestResponseCycle):
         elif b"transfer-encoding" not in told:
             lines.append((b"transfer-encoding", b"chunked"))
         head = b"".join([STATUS_LINE[status], *[b"%b: %b\r\n" % line for line in lines], b"\r\n"])
+        # Each line ends with two, and so do the status and the head.
         if len(head) - len(head.translate(None, _CONTROLS)) > 2 * len(lines) + 4:
             raise RuntimeError("a line of the head is more than one")
         return head
