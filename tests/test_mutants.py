@@ -26,6 +26,7 @@ PROMISE = "tests/stores/test_contract.py::test_store_keeps_the_promise"
 BOOKED = f"{PROMISE}[sqlite-a_hold_is_booked_in_all_windows_or_none]"
 ENDS = f"{PROMISE}[sqlite-a_hold_ends_once]"
 OPEN = f"{PROMISE}[sqlite-an_open_hold_outlives_its_process]"
+WRITER = "tests/stores/test_writer.py"
 SQLITE = "tests/stores/test_sqlite.py"
 BUDGET = "tests/test_budget.py"
 WIRE = "tests/test_wire.py tests/test_wire_outcomes.py"
@@ -141,6 +142,18 @@ MUTANTS = [
             "if isinstance(known, StoreCorrupt):",
             f"{SQLITE}::test_a_failed_fsync_ends_writing_until_somebody_looks",
         ),
+        (
+            "a loop waits for a slow disk",
+            "if self._takes >= SOON or len(writes) > FEW",
+            "if len(writes) > FEW",
+            f"{WRITER}::test_a_loop_waits_for_a_quick_disk_itself_and_never_for_a_slow_one",
+        ),
+        (
+            "what a loop could not write is forgotten",
+            "self._give([write for write in writes if not write.done])",
+            "pass",
+            f"{WRITER}::test_the_loop_goes_on_while_another_process_has_its_turn",
+        ),
     ),
     *_of(
         "stores/sqlite.py",
@@ -148,7 +161,7 @@ MUTANTS = [
             "a commit is not on the disk when it is acknowledged",
             'connection.pragma("synchronous", "FULL")',
             'connection.pragma("synchronous", "NORMAL")',
-            "tests/stores/test_faults.py::test_a_fault_at_any_operation_leaves_calls_whole_or_undone[power]",
+            "tests/stores/test_faults.py::test_a_fault_at_any_operation_leaves_calls_whole_or_undone[power-all]",
         ),
         (
             "a hold of this very moment is old",

@@ -139,7 +139,7 @@ async def send(client: Client, request: Request) -> Outcome:
     try:
         async with limit:
             watch.put(limit, request.timeout)
-            reply = await client.exchange(_told_in_time(request, limit), leaving)
+            reply = await client.exchange(_told_in_time(request, limit, watch), leaving)
     except Blocked as error:
         return Outcome("not_sent", problem=str(error))
     except TimeoutError:
@@ -153,14 +153,14 @@ async def send(client: Client, request: Request) -> Outcome:
     return _file(reply) if request.lines and 200 <= reply.status < 300 else classify(reply, request.free)
 
 
-def _told_in_time(request: Request, limit: asyncio.Timeout) -> Request:
+def _told_in_time(request: Request, limit: asyncio.Timeout, watch: deadlines.Watch) -> Request:
     """The same request; each line that is told puts the deadline off, and has no key in it."""
     tell = request.tell
     if tell is None:
         return request
 
     def told(line: bytes) -> None:
-        deadlines.here().put(limit, request.timeout)
+        watch.put(limit, request.timeout)
         tell(_clean(line, request.secret))
 
     return request._replace(tell=told)

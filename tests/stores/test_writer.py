@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import json
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -211,6 +212,37 @@ def test_an_interrupt_in_the_middle_of_a_write_leaves_nothing_half_done(path: Pa
     assert loop.run_until_complete(store.spent(WINDOWS)) == dict.fromkeys(WINDOWS, 0)
     loop.run_until_complete(store.close())
     loop.close()
+
+
+async def test_who_was_sent_away_is_not_remembered_however_many_wait(path: Path) -> None:
+    store = build(path, wait=1.0)
+    with turn_of_another(path):
+        gone = asyncio.ensure_future(store.append(a_record("gone")))
+        await asyncio.sleep(0.5)  # so much longer the second one has
+        patient = asyncio.ensure_future(store.append(a_record("patient")))
+        with pytest.raises(StoreBusy):
+            await gone
+        (waiting,) = store._writer._waiting.values()
+        assert [write.done for write in waiting] == [False]
+    assert await patient == 1
+    await store.close()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+async def test_a_store_that_a_fork_carried_over_accepts_no_write_that_could_be_lost(path: Path) -> None:
+    store = build(path)
+    for number in range(40):
+        await store.append(a_record(f"quick {number}"))
+    if (child := os.fork()) == 0:
+        try:
+            store._writer.submit(record_row(a_record("carried")))
+        except StoreError:
+            os._exit(7)
+        os._exit(0)
+    _, status = await asyncio.to_thread(os.waitpid, child, 0)
+    assert os.waitstatus_to_exitcode(status) == 7
+    await store.append(a_record("after"))
+    await store.close()
 
 
 class LockedDisk(apsw.VFS):

@@ -100,14 +100,15 @@ class Writer:
         self.closed = False
         self._ended: Future[None] = Future()
         self._path = path
+        self._process = os.getpid()
         self._turn = turn
         self._connection = connection
         self._wait = wait
         self._inbox: queue.SimpleQueue[list[_Write] | None] = queue.SimpleQueue()
         self._new: dict[asyncio.AbstractEventLoop, list[_Write]] = {}  # not yet in the inbox
         self._gate = threading.Lock()  # guards `closed`, `_new` and `_idle` with the inbox, and `begun` with `done`
-        self._idle = False  # the thread: nothing waits for it, and it does nothing
-        self._using = threading.Lock()  # the connection
+        self._idle = False  # the thread has nothing to do: it says so itself, and who gives it something takes it back
+        self._using = threading.RLock()  # the connection; it knows whose it is
         self._takes: Seconds = SOON  # a commit, by the last ones
         self._broken: str | None = None
         self._log_pages = 0
@@ -120,6 +121,10 @@ class Writer:
 
     def submit(self, job: _Job) -> asyncio.Future[Any]:
         """What comes of the job, in the loop that is running."""
+        if os.getpid() != self._process:  # SQLite: what a fork carried over has no lock, and writes may be lost
+            raise StoreError(
+                f"{self._path}: the store was opened before this process was forked", hint="open it after the fork"
+            )
         loop = asyncio.get_running_loop()
         write = _Write(job, loop.create_future(), loop.time() + self._wait)
         with self._gate:
@@ -138,16 +143,19 @@ class Writer:
     def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
         """Write what was submitted in this turn of the loop, or give it to the thread. One by one, each would wake it, and it
         would fight with the loop for the interpreter."""
-        with self._gate:
-            new = self._new.pop(loop, [])
-            here = bool(new) and self._idle and self._is_soon(new) and self._using.acquire(blocking=False)
-            if not here:
-                self._give(new)
-        if here:
-            try:
+        try:
+            with self._gate:
+                new = self._new.pop(loop, [])
+                here = bool(new) and self._idle and self._is_soon(new) and self._using.acquire(blocking=False)
+                if not here:
+                    self._give(new)
+            if here:
                 self._write_here(new)
-            finally:
                 self._using.release()
+        except BaseException:  # an interrupt, which may come as soon as the lock is taken
+            with contextlib.suppress(RuntimeError):  # it is not ours
+                self._using.release()
+            raise
 
     def _is_soon(self, writes: Sequence[_Write]) -> bool:
         """Whether to write them takes no longer than to wake the thread, which also brings the log into the database."""
@@ -164,16 +172,14 @@ class Writer:
         """Write them in this turn of the loop. What must wait, because another process writes, is left to the thread."""
         try:
             fcntl.flock(self._turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            try:
-                self._serve(writes)
-            finally:
-                fcntl.flock(self._turn, fcntl.LOCK_UN)
+            self._serve(writes)
         except OSError:
             pass  # another one has its turn; whatever else it is, the thread meets it, too
         except BaseException as error:  # of the main thread, where the loop may run: no transaction is left open
             self._fail_all(writes, error)
             raise
         finally:
+            fcntl.flock(self._turn, fcntl.LOCK_UN)
             self._resolve([write for write in writes if write.done])
             with self._gate:
                 self._give([write for write in writes if not write.done])
@@ -218,8 +224,10 @@ class Writer:
                 if write.begun or write.done:
                     continue
                 write.done = True
+            waiting.discard(write)
             if not write.future.done():
                 write.future.set_exception(self._too_long())
+        self._hand_over(loop)  # an interrupt may have taken its turn away
         later = [write.until for write in waiting if write.until > now]
         if later:
             loop.call_at(min(later), self._give_up, loop)

@@ -1,8 +1,8 @@
 """One SQLite file: the store of one machine, for any number of processes on it.
 
-Every write goes through one thread, which puts all writes that wait at that moment into one transaction and lets their
-callers go after the commit (an fsync costs 0.2 to 4 ms; a hundred requests share it). Reads have their own connection, and
-a thread for those that take a while.
+All writes that wait at one moment go into one transaction, and their callers go after its commit (an fsync costs 0.2 to 4 ms;
+a hundred requests share it): in a thread, or in the loop itself where that is sooner (docs/adr/0029). Reads have their own
+connection, and a thread for those that take a while.
 
 Write-ahead log with `synchronous=FULL`: what a call has returned survives a power cut. Every transaction begins as
 `BEGIN IMMEDIATE`, so that none ever has to upgrade from reading to writing (`SQLITE_BUSY_SNAPSHOT`, which no time-out
@@ -394,7 +394,7 @@ class SqliteStore:
         """Open holds that were reserved before that moment, the oldest first: a process may have died on them."""
         return await self._read(partial(_holds, before=before))
 
-    # --- the two threads
+    # --- who writes, who reads
 
     async def _change(self, sql: str, values: Row) -> None:
         await self._writer.submit(partial(fetch, sql=sql, values=values))
