@@ -20,7 +20,8 @@ from apprentice import plugins, probe
 from apprentice.config import Config
 from apprentice.engine import Apprentice
 from apprentice.testing.servers import Reply, Server, asked, serve_openai
-from apprentice.types import Event, Json, Spending, Store
+from apprentice.testing.stores import a_record
+from apprentice.types import Answer, Attempt, Event, Json, Spending, Store
 
 from .conftest import honest, texts
 
@@ -436,6 +437,27 @@ async def test_a_forced_remote_is_not_probed_nor_is_one_without_enough_prompts(q
             await rounds(app, clock, 1)
             assert len(server.requests) == 17 + 25 + 2 + 1 + 20
     assert len(await events(config, "PROBED")) == 1
+
+
+async def test_a_long_past_of_the_same_few_inputs_is_read_bit_by_bit(quiet: Configured) -> None:
+    async with scene(quiet) as (clock, _teacher, server, config):
+        model = f"{config.remote.provider}/{config.remote.model}"
+        by = Attempt(attempt_id="a1", model=model, purpose="serve", outcome="answered", cost=1)
+        answer = Answer(output={"kind": "fruit"}, model=model)
+        store = await opened(config)
+        said = ["a pear, as ever"] * 2_600 + texts(30)
+        for at in range(0, len(said), 500):
+            made = [
+                a_record(f"r{at + n}", input={"text": text}, local=None, remote=answer, attempts=(by,), at=clock.now)
+                for n, text in enumerate(said[at : at + 500])
+            ]
+            await asyncio.gather(*map(store.append, made))
+        await store.close()
+        async with Apprentice(config, clock=clock) as app:
+            await rounds(app, clock, 1)
+            assert len(server.requests) == 1
+            await rounds(app, clock, 1)
+            assert len(server.requests) == 2 + 20
 
 
 async def test_no_prompts_is_no_probing(quiet: Configured) -> None:

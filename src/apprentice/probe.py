@@ -31,6 +31,7 @@ _LEAST = 0.05  # and at least, however sure it has been of itself
 _REPEATS = 20  # second answers before its noise is known
 _HOUR: Seconds = 3600.0
 _PAGE = 64
+_PAGES = 40  # at a look: a task that is asked the same few things has millions of Records, and not enough prompts
 
 
 def step(wealth: Sequence[float], disagreements: Iterable[float], allowed: float) -> tuple[list[float], float]:
@@ -168,8 +169,10 @@ class Probes:
         return events[0] if events else None
 
     async def _freeze(self) -> _Frozen | None:
-        """The first Records with different inputs that the remote in use answered."""
-        while len(self._found) < self._prompts:
+        """The first Records with different inputs that the remote in use answered. The next look goes on where this ends."""
+        for _ in range(_PAGES):
+            if len(self._found) >= self._prompts:
+                break
             page = await self._store.records(self._task.name, after=self._read, limit=_PAGE, labelled=True)
             for seq, record in page:
                 self._read = seq
